@@ -1,0 +1,101 @@
+"""Restores a recording that was killed: what is whole in the file is written again, with index and `metadata.yaml`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from aloe_core import topics as names
+from aloe_core.bag_format import METADATA_FILE, EpisodeInfo, TopicQos, mcap_path
+from aloe_core.bag_images import deserialize
+from aloe_core.bag_mcap import McapStorage
+from aloe_core.bag_storage import open_storage
+from aloe_core.bag_writer import BagWriter
+from aloe_core.errors import AloeError
+from aloe_core.vocabulary import EventType, Outcome, Termination
+
+ORIGINAL_SUFFIX = ".unfinalized"
+WORK_FOLDER = ".recovering"
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What `recover` did.
+
+    Attributes:
+        needed: False if the bag was closed properly and nothing was changed.
+        messages: messages in the recovered bag.
+        originals: where the killed recording is kept.
+        damage: parts that could not be read, a sentence each.
+    """
+
+    folder: Path
+    needed: bool
+    messages: int
+    originals: tuple[Path, ...]
+    damage: tuple[str, ...]
+
+
+def recover(folder: Path | str) -> Recovery:
+    """Makes a killed recording a proper bag, in place; the original stays beside it as `*.unfinalized`.
+
+    Killed itself at any moment, it can be run again: the recovered file replaces the other in one step, `metadata.yaml` comes last.
+
+    Raises:
+        AloeError: no MCAP bag, nothing readable in it, or the disk refuses.
+    """
+    folder = Path(folder).resolve()
+    storage = open_storage(folder)
+    if storage.finalised or not isinstance(storage, McapStorage):
+        return Recovery(folder, False, 0, (), ())
+    work = folder / WORK_FOLDER
+    shutil.rmtree(work, ignore_errors=True)  # of a recovery that was killed
+    damage: list[str] = []
+    messages = _rewrite(storage, work / folder.name, damage)
+    storage.close()
+    if messages == 0:
+        shutil.rmtree(work)
+        raise AloeError(
+            f"bag {folder}: no whole message in it, nothing can be recovered; the files are left as they are"
+        )
+    originals = tuple(_keep(file) for file in storage.files)
+    os.replace(mcap_path(work / folder.name), mcap_path(folder))
+    for file in storage.files:
+        if file != mcap_path(folder):
+            file.unlink()
+    os.replace(work / folder.name / METADATA_FILE, folder / METADATA_FILE)
+    shutil.rmtree(work)
+    return Recovery(folder, True, messages, originals, tuple(damage))
+
+
+def _rewrite(storage: McapStorage, target: Path, damage: list[str]) -> int:
+    """Copies every whole message into a new bag; returns their number."""
+    custom = storage.custom_data
+    where = f"bag {storage.folder}"
+    info = EpisodeInfo.from_text(custom, where) if custom.get("episode_id") else EpisodeInfo("", software_version="")
+    outcome, termination = Outcome.UNLABELLED, Termination.NONE
+    with BagWriter(target, info) as bag:
+        for raw, topic in storage.scan_with_topics(damage):
+            bag.add_topic(raw.topic, raw.type, TopicQos.from_rosbag2(topic.qos), topic.definition, topic.type_hash)
+            bag.write(raw.topic, raw.type, bytes(raw.data), raw.log_time_ns, raw.publish_time_ns)
+            if raw.topic.endswith("/" + names.EPISODE_EVENT):
+                event = deserialize(raw.data, raw.type, f"{where}: {raw.topic}")
+                if event.episode_id == info.episode_id and event.event == EventType.STOPPED:
+                    outcome, termination = Outcome(event.outcome), Termination(event.termination_reason)
+        found = f"{bag.messages} messages" + (f", {len(damage)} damaged parts left out" if damage else "")
+        bag.close(outcome, termination, {"recovered": found})
+        return bag.messages
+
+
+def _keep(file: Path) -> Path:
+    """A second name for the original, so that replacing the first loses nothing."""
+    kept, number = file.with_name(file.name + ORIGINAL_SUFFIX), 1
+    while kept.exists():
+        kept, number = file.with_name(f"{file.name}{ORIGINAL_SUFFIX}.{number}"), number + 1
+    try:
+        os.link(file, kept)
+    except OSError:  # a file system without hard links, such as exFAT
+        shutil.copy2(file, kept)
+    return kept

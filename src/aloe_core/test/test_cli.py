@@ -1,0 +1,105 @@
+"""The command `aloe`: finds sub-commands, keeps them lazy, turns mistakes into one sentence."""
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from aloe_core import cli
+from aloe_core.errors import AloeError
+
+
+def greet(name: str = "you", *, fail: bool = False) -> int:
+    """Say hello.
+
+    Args:
+        name: Whom to greet.
+        fail: Refuse to.
+    """
+    if fail:
+        raise AloeError(f"{name} is not to be greeted; try another name")
+    print(f"hello {name}")
+    return 3
+
+
+def interrupted() -> None:
+    """Be interrupted."""
+    raise KeyboardInterrupt
+
+
+def lonely() -> None:
+    """Need a package that is not there."""
+    raise ModuleNotFoundError("No module named 'aloe_absent'", name="aloe_absent")
+
+
+HERE = "test_cli"
+
+
+@pytest.fixture(autouse=True)
+def commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, HERE, sys.modules[__name__])
+    targets = {
+        "greet": f"{HERE}:greet",
+        "say.greet": f"{HERE}:greet",
+        "say.lonely": f"{HERE}:lonely",
+        "interrupted": f"{HERE}:interrupted",
+        "absent": "aloe_absent.module:function",
+    }
+    entries = [EntryPoint(name, value, cli.GROUP) for name, value in targets.items()]
+    monkeypatch.setattr(cli, "entry_points", lambda group: entries)
+
+
+def test_the_longest_command_wins_and_the_rest_are_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["greet", "--name", "ada"]) == 3
+    assert cli.main(["say", "greet", "--name", "grace"]) == 3
+    assert capsys.readouterr().out == "hello ada\nhello grace\n"
+
+
+def test_overview_lists_commands_with_their_first_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    printed = capsys.readouterr().out
+    assert "say greet          Say hello." in printed
+    assert "absent             (needs the Python package 'aloe_absent')" in printed
+    assert cli.main(["say"]) == 0
+    printed = capsys.readouterr().out
+    assert "say greet" in printed
+    assert "interrupted" not in printed
+
+
+def test_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["gret"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "unknown command 'gret'" in captured.err
+    assert "say greet" in captured.err
+
+
+def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["greet", "--name", "ada", "--fail"]) == 1
+    assert capsys.readouterr().err == "aloe: ada is not to be greeted; try another name\n"
+    assert cli.main(["interrupted"]) == 130
+    assert capsys.readouterr().err == "aloe: interrupted\n"
+    for command in (["say", "lonely"], ["absent"]):
+        assert cli.main(command) == 1
+        assert "needs the package 'aloe_absent', which is not installed" in capsys.readouterr().err
+
+
+def test_help_of_one_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["greet", "--help"])
+    assert exit_.value.code == 0
+    assert "Whom to greet." in capsys.readouterr().out
+
+
+def test_the_installed_command_survives_a_closed_pipe() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "aloe_core.cli"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()  # as `| head -0`
+    errors = process.stderr.read()
+    process.wait(60)
+    process.stderr.close()
+    assert "Traceback" not in errors
