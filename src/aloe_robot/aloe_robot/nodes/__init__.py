@@ -1,0 +1,1 @@
+"""ROS 2 nodes of aloe_robot: thin shells around its pure modules."""
