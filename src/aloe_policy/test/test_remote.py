@@ -1,0 +1,298 @@
+"""A policy behind a real socket: the same chunks as without one, and a sentence for everything that can go wrong between."""
+
+from __future__ import annotations
+
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+from websockets.sync.server import serve
+
+from aloe_core.errors import AloeError
+from aloe_core.observation import Observation
+from aloe_core.policy import load_policy
+from aloe_core.robot import load_robot
+from aloe_policy.remote import API_KEY_VARIABLE, RemotePolicy
+from aloe_policy.server import PolicyServer
+from aloe_policy.wire import MAX_FRAME_BYTES, pack, unpack
+
+ROBOT = load_robot("aloha_sim")
+
+
+class Echo:
+    """A policy whose chunk tells everything it was given."""
+
+    version, horizon, cameras, image_size, uses_task_state = "echo-0-12345678", 4, ("overhead",), (8, 8), True
+
+    def __init__(self) -> None:
+        self.delay = 0.0
+        self.seen: list[Observation] = []
+
+    def propose(self, observation, generator, prefix=None, prefix_steps=0) -> np.ndarray:
+        time.sleep(self.delay)
+        self.seen.append(observation)
+        chunk = np.tile(observation.state, (4, 1)) + generator.normal(size=(4, 14))
+        if prefix is not None:
+            chunk[:prefix_steps] = prefix[:prefix_steps]
+        return chunk.astype(np.float32)
+
+
+OBSERVATION = Observation(
+    stamp_ns=5,
+    state=np.linspace(-1, 1, 14, dtype=np.float32),
+    images={"overhead": np.arange(192, dtype=np.uint8).reshape(8, 8, 3)},
+    instruction="pick it up",
+    object_state=np.ones(7, np.float32),
+    sim_state=np.arange(5.0),
+)
+
+
+class Running:
+    """A server in a thread."""
+
+    def __init__(self, **options) -> None:
+        self.policy = Echo()
+        self.server = PolicyServer(self.policy, ROBOT, port=options.pop("port", 0), **options)
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.thread.start()
+        self.url = f"ws://127.0.0.1:{self.server.port}"
+
+    def stop(self) -> None:
+        self.server.close()
+        self.thread.join()
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    server = Running()
+    yield server
+    server.stop()
+
+
+def test_the_chunk_is_the_one_the_policy_gives_without_a_socket(running: Running) -> None:
+    remote = load_policy(f"remote:{running.url}", ROBOT)
+    assert (remote.version, remote.horizon, remote.cameras) == ("echo-0-12345678", 4, ("overhead",))
+    assert (remote.image_size, remote.uses_task_state) == ((8, 8), True)
+    prefix = np.full((3, 14), 7.0, np.float32)
+    there = remote.propose(OBSERVATION, np.random.default_rng(3), prefix, 2)
+    seed = int(np.random.default_rng(3).integers(2**63))
+    here = Echo().propose(OBSERVATION, np.random.default_rng(seed), prefix, 2)
+    np.testing.assert_array_equal(there, here)
+    (seen,) = running.policy.seen
+    for field in ("state", "object_state", "sim_state"):
+        np.testing.assert_array_equal(getattr(seen, field), getattr(OBSERVATION, field))
+    np.testing.assert_array_equal(seen.images["overhead"], OBSERVATION.images["overhead"])
+    assert seen.instruction == "pick it up"
+    remote.close()
+
+
+def test_a_restarted_server_is_found_again() -> None:
+    first = Running()
+    remote = RemotePolicy(first.url, ROBOT)
+    before = remote.propose(OBSERVATION, np.random.default_rng(0))
+    first.stop()
+    with pytest.raises(AloeError, match="cannot be reached"):
+        remote.propose(OBSERVATION, np.random.default_rng(0))
+    second = Running(port=first.server.port)
+    np.testing.assert_array_equal(remote.propose(OBSERVATION, np.random.default_rng(0)), before)
+    second.stop()
+    remote.close()
+
+
+def test_a_slow_server_costs_one_chunk_and_not_the_order_of_answers(running: Running) -> None:
+    remote = RemotePolicy(running.url, ROBOT, timeout=0.5)
+    running.policy.delay = 1.0
+    with pytest.raises(AloeError, match=r"did not answer within 0\.5 s"):
+        remote.propose(OBSERVATION, np.random.default_rng(0))
+    running.policy.delay = 0.0
+    seed = int(np.random.default_rng(1).integers(2**63))
+    remote.timeout = 10.0
+    answer = remote.propose(OBSERVATION, np.random.default_rng(1))
+    np.testing.assert_array_equal(answer, Echo().propose(OBSERVATION, np.random.default_rng(seed)))
+    remote.close()
+
+
+def test_the_api_key_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Running(api_key="secret")
+    with pytest.raises(AloeError, match="wants another API key"):
+        RemotePolicy(server.url, ROBOT, api_key="wrong")
+    monkeypatch.setenv(API_KEY_VARIABLE, "secret")
+    remote = load_policy(f"remote:{server.url}", ROBOT)
+    assert remote.propose(OBSERVATION, np.random.default_rng(0)).shape == (4, 14)
+    remote.close()
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.server.port}/healthz") as answer:
+        assert answer.status == 200
+    server.stop()
+
+
+def test_another_robot_is_refused(running: Running) -> None:
+    arm = ROBOT.model_copy(update={"arms": ROBOT.arms[:1]})
+    with pytest.raises(AloeError, match=r"drives joints .* robot 'aloha_sim' has"):
+        RemotePolicy(running.url, arm)
+
+
+def good() -> dict:
+    return {"state": np.zeros(14), "images": {"overhead": np.zeros((8, 8, 3), np.uint8)}, "prompt": "go"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"state": np.zeros(7)}, "'state' must be an array of 14 numbers, not one of shape (7,)"),
+        ({"state": np.full(14, np.nan)}, "'state' is not finite"),
+        ({"state": "zero"}, "'state' must be an array of 14 numbers, there is none"),
+        ({"images": {}}, "'images/overhead' is missing"),
+        ({"images": {"overhead": np.zeros((8, 8, 3))}}, "'images/overhead' is missing, or not uint8"),
+        ({"images": {"overhead": np.zeros((0, 8, 3), np.uint8)}}, "'images/overhead' is empty"),
+        ({"images": 3}, "'images' is not a mapping"),
+        ({"prompt": 3}, "'prompt' is not a text"),
+        ({"prefix": np.zeros((2, 3))}, "'prefix' must be an array of n x 14 numbers"),
+    ],
+)
+def test_bad_observations_get_a_sentence_and_the_connection_lives(running: Running, change: dict, message: str) -> None:
+    with connect(running.url) as client:
+        client.recv()
+        client.send(pack(good() | change))
+        answer = client.recv()
+        assert isinstance(answer, str)
+        assert message in answer
+        client.send(pack(good()))
+        assert unpack(client.recv(), "answer")["actions"].shape == (4, 14)
+
+
+def test_images_with_the_channel_first_are_understood(running: Running) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
+    with connect(running.url) as client:
+        client.recv()
+        client.send(pack(good() | {"images": {"overhead": image.transpose(2, 0, 1)}}))
+        client.recv()
+    np.testing.assert_array_equal(running.policy.seen[0].images["overhead"], image)
+
+
+@pytest.mark.parametrize("frame", [b"", b"\xc1", b"\x80\x04garbage", "text", pack({"a": 1})[:-1], b"\x01"], ids=repr)
+def test_malformed_frames_end_their_connection_only(running: Running, frame: bytes | str) -> None:
+    with connect(running.url) as client:
+        client.recv()
+        client.send(frame)
+        assert isinstance(client.recv(), str)
+        with pytest.raises(ConnectionClosed):
+            client.recv()
+    with connect(running.url) as client:
+        client.recv()
+        client.send(pack(good()))
+        assert isinstance(client.recv(), bytes)
+
+
+def test_oversized_frames_are_refused(running: Running) -> None:
+    with connect(running.url, compression=None) as client:
+        client.recv()
+        client.send(bytes(MAX_FRAME_BYTES + 1))
+        with pytest.raises(ConnectionClosed):
+            client.recv()
+
+
+def test_what_a_server_may_answer() -> None:
+    answers = iter(
+        [
+            pack({"actions": np.zeros((3, 14))}),
+            pack({"actions": np.zeros((3, 13))}),
+            pack({"actions": np.full((3, 14), np.inf)}),
+            pack({}),
+            b"\xc1",
+            "Traceback (most recent call last):\n  ...\nValueError: no such camera",
+        ]
+    )
+
+    def handler(connection) -> None:
+        connection.send(pack({}))  # an openpi server that tells nothing of itself
+        for _ in connection:
+            connection.send(next(answers))
+
+    with serve(handler, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        url = f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        remote = RemotePolicy(url, ROBOT, horizon=3, cameras={"overhead": "cam_high"})
+        assert remote.cameras == ("overhead",)
+        assert remote.propose(OBSERVATION, np.random.default_rng(0)).shape == (3, 14)
+        for message in (
+            r"'actions' must be \[H, 14\], not \(3, 13\)",
+            "the chunk is not finite",
+            "'actions' must be",
+            "malformed frame of 1 bytes",
+            "ValueError: no such camera",
+        ):
+            with pytest.raises(AloeError, match=message):
+                remote.propose(OBSERVATION, np.random.default_rng(0))
+        remote.close()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"), [("ws://127.0.0.1:1", "cannot be reached"), ("http://127.0.0.1:1", "is no policy server")]
+)
+def test_no_server(url: str, message: str) -> None:
+    with pytest.raises(AloeError, match=message):
+        RemotePolicy(url, ROBOT, timeout=1.0)
+
+
+def test_a_used_port(running: Running) -> None:
+    with pytest.raises(AloeError, match=f"cannot listen on 127.0.0.1:{running.server.port}"):
+        PolicyServer(Echo(), ROBOT, port=running.server.port)
+
+
+NUMBERS = st.sampled_from(["f4", "f8", "u1", "i8", "?"]).flatmap(
+    lambda t: arrays.arrays(t, arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
+)
+
+
+@given(message=st.dictionaries(st.text(max_size=5), NUMBERS | st.text(max_size=5) | st.integers(-5, 5) | st.none()))
+def test_frames_come_back_equal(message: dict) -> None:
+    back = unpack(pack(message), "test")
+    assert back.keys() == message.keys()
+    for key, value in message.items():
+        np.testing.assert_array_equal(back[key], value)
+        if isinstance(value, np.ndarray):
+            assert back[key].dtype == value.dtype
+
+
+@given(frame=st.binary(max_size=200))
+def test_any_bytes_are_a_mapping_or_an_error(frame: bytes) -> None:
+    try:
+        message = unpack(frame, "test")
+    except AloeError:
+        return
+    assert isinstance(message, dict)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {b"__ndarray__": True, b"data": b"1234", b"dtype": "|O", b"shape": [1]},
+        {b"__ndarray__": True, b"data": b"1234", b"dtype": "<f4", b"shape": [2]},
+        {b"__ndarray__": True, b"data": b"1234", b"dtype": "<f4", b"shape": [-1]},
+        {b"__ndarray__": True, b"data": b"1234", b"dtype": "f4,f4", b"shape": [1]},
+        {b"__ndarray__": True, b"data": b"", b"dtype": "<f4", b"shape": [0] * 40},
+        {b"__ndarray__": True},
+        {b"__npgeneric__": True, b"dtype": "|O", b"data": "x"},
+    ],
+)
+def test_arrays_that_are_none(item: dict) -> None:
+    import msgpack
+
+    with pytest.raises(AloeError, match="malformed frame"):
+        unpack(msgpack.packb({"x": item}), "test")
+
+
+def test_objects_are_not_sent() -> None:
+    with pytest.raises(AloeError, match="arrays of type object cannot be sent"):
+        pack({"x": np.array([{}], dtype=object)})
