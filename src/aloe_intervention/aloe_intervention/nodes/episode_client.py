@@ -1,0 +1,173 @@
+"""Runs episodes one after the other through `episode_node`, as a person at the terminal would, and tells how each one ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import rclpy
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+
+from aloe_core import topics
+from aloe_core.errors import AloeError
+from aloe_core.messages import stamp_to_ns
+from aloe_core.vocabulary import Outcome, Termination
+from aloe_msgs.msg import ControlState, EpisodeEvent, RecorderStatus
+from aloe_msgs.srv import StartEpisode
+
+LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeResult:
+    """How one episode ended."""
+
+    episode_id: str
+    seed: int
+    outcome: Outcome
+    termination: Termination
+    steps: int  # control ticks
+    duration_s: float  # [s] robot time
+    wall_s: float  # [s]
+    interventions: int
+    human_ticks: int
+    bag: str  # folder; empty when nothing records
+    complete: bool  # the recorder's audit passed; false when nothing records
+
+
+class EpisodeClient(Node):
+    """Starts episodes and waits for their end. Give it a node of its own; it spins itself."""
+
+    def __init__(self) -> None:
+        super().__init__("episode_client")
+        self._event: EpisodeEvent | None = None
+        self._recorder: RecorderStatus | None = None
+        self._steps = self._interventions = self._human_ticks = 0
+        self._first_ns = self._last_ns = 0
+        self._running = ""
+        self.create_subscription(EpisodeEvent, topics.EPISODE_EVENT, self._on_event, LATCHED)
+        self.create_subscription(RecorderStatus, topics.RECORDER_STATUS, self._on_recorder, LATCHED)
+        self.create_subscription(ControlState, topics.CONTROL_STATE, self._on_control, 50)
+        self._start = self.create_client(StartEpisode, topics.START_EPISODE)
+
+    def wait_until_ready(self, timeout_s: float) -> None:
+        """Waits for `episode_node`; raises `AloeError` after `timeout_s` [s] of wall time."""
+        if not self._start.wait_for_service(timeout_s):
+            raise AloeError(
+                f"no episode_node answers on service '{topics.START_EPISODE}' after {timeout_s:.0f} s; is the robot launched?"
+            )
+
+    def run(
+        self,
+        task: str,
+        seed: int,
+        time_limit: float,
+        timeout_s: float,
+        recorded: bool,
+        episode_id: str = "",
+        retry_s: float = 60.0,
+    ) -> EpisodeResult:
+        """Runs one episode to its end.
+
+        Args:
+            task: name of the task.
+            seed: seed of the simulator's reset; -1 on a real robot.
+            time_limit: robot time [s]; 0: the task's own.
+            timeout_s: wall time without any progress of the control loop after which the wait is given up [s].
+            recorded: wait until the recorder has closed the bag.
+            episode_id: its name; empty: made from date and task.
+            retry_s: wall time during which NOT_READY answers are asked again, for nodes that are still starting [s].
+
+        Raises:
+            AloeError: the episode could not be started, or the graph went silent.
+        """
+        began = time.monotonic()
+        self._event = None
+        self._steps = self._interventions = self._human_ticks = self._first_ns = self._last_ns = 0
+        request = StartEpisode.Request(task=task, seed=seed, time_limit=time_limit, episode_id=episode_id)
+        while True:
+            future = self._start.call_async(request)
+            self._spin(future.done, timeout_s, "episode_node to start the episode")
+            response = future.result()
+            if response.success:
+                break
+            if response.error_code != StartEpisode.Request.NOT_READY or time.monotonic() - began > retry_s:
+                raise AloeError(f"the episode was not started: {response.error_msg}")
+        episode = self._running = response.episode_id
+
+        def stopped() -> bool:
+            event = self._event
+            return event is not None and event.episode_id == episode and event.event == EpisodeEvent.STOPPED
+
+        def closed() -> bool:
+            status = self._recorder
+            idle = (RecorderStatus.STATE_IDLE, RecorderStatus.STATE_ERROR)
+            return status is not None and status.episode_id == episode and status.state in idle
+
+        self._spin(stopped, timeout_s, f"the end of episode {episode}")
+        if recorded:
+            self._spin(closed, timeout_s, f"the recorder to close the bag of episode {episode}")
+        event, status = self._event, self._recorder
+        assert event is not None
+        return EpisodeResult(
+            episode_id=episode,
+            seed=seed,
+            outcome=Outcome(event.outcome),
+            termination=Termination(event.termination_reason),
+            steps=self._steps,
+            duration_s=(self._last_ns - self._first_ns) / 1e9,
+            wall_s=time.monotonic() - began,
+            interventions=self._interventions,
+            human_ticks=self._human_ticks,
+            bag=status.bag_path if recorded and status is not None else "",
+            complete=bool(recorded and status is not None and status.complete),
+        )
+
+    def _spin(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
+        """Spins until `done`; the limit counts from the last tick of the control loop."""
+        seen, since = -1, time.monotonic()
+        while not done():
+            rclpy.spin_once(self, timeout_sec=0.1)
+            if self._steps != seen:
+                seen, since = self._steps, time.monotonic()
+            if time.monotonic() - since > timeout_s:
+                raise AloeError(
+                    f"waited {timeout_s:.0f} s for {what} and saw no control tick meanwhile; look at the nodes' output"
+                )
+
+    def _on_event(self, message: EpisodeEvent) -> None:
+        self._event = message
+
+    def _on_recorder(self, message: RecorderStatus) -> None:
+        self._recorder = message
+
+    def _on_control(self, message: ControlState) -> None:
+        if message.episode_id and message.episode_id == self._running:
+            stamp = stamp_to_ns(message.header.stamp)
+            self._first_ns = self._first_ns or stamp
+            self._last_ns = stamp
+            self._steps = message.step + 1
+            self._interventions = max(self._interventions, message.intervention_id)
+            self._human_ticks += any(mode == ControlState.MODE_HUMAN for mode in message.mode)
+
+
+def run_episodes(
+    seeds: Sequence[int],
+    task: str,
+    time_limit: float,
+    timeout_s: float,
+    recorded: bool,
+    on_result: Callable[[EpisodeResult], None],
+) -> None:
+    """Runs one episode per seed in a ROS context of its own; arguments as in `EpisodeClient.run`."""
+    rclpy.init()
+    client = EpisodeClient()
+    try:
+        client.wait_until_ready(timeout_s)
+        for seed in seeds:
+            on_result(client.run(task, seed, time_limit, timeout_s, recorded))
+    finally:
+        client.destroy_node()
+        rclpy.try_shutdown()

@@ -1,0 +1,93 @@
+"""A node in the test process that plays the other nodes of the graph: publishes, listens and calls services from the test's thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+
+LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+class Peer:
+    """One node, spun by a thread. `got[topic]` holds what came."""
+
+    def __init__(self, name: str = "peer") -> None:
+        self.context = rclpy.Context()
+        self.context.init()
+        self.node = rclpy.create_node(name, context=self.context)
+        self.got: dict[str, list[Any]] = {}
+        self._grew = threading.Condition()
+        self._publishers: dict[str, Any] = {}
+        self._clients: dict[str, Any] = {}
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self.thread = threading.Thread(target=self.executor.spin, daemon=True)
+        self.thread.start()
+
+    def listen(self, kind: type, topic: str, qos: QoSProfile | int = LATCHED) -> None:
+        self.got[topic] = []
+
+        def add(message: Any) -> None:
+            with self._grew:
+                self.got[topic].append(message)
+                self._grew.notify_all()
+
+        self.node.create_subscription(kind, topic, add, qos)
+
+    def wait(self, topic: str, suits: Callable[[Any], bool], timeout: float = 60.0) -> Any:
+        """The first message on `topic` that suits."""
+        deadline = time.monotonic() + timeout
+        with self._grew:
+            while True:
+                for message in self.got[topic]:
+                    if suits(message):
+                        return message
+                if not self._grew.wait(max(0.0, deadline - time.monotonic())):
+                    last = str(self.got[topic][-1:])[:1000]
+                    pytest.fail(
+                        f"none of {len(self.got[topic])} messages on {topic} suits after {timeout} s; the last: {last}"
+                    )
+
+    def publisher(
+        self, kind: type, topic: str, qos: QoSProfile | int, subscribers: int = 1, timeout: float = 60.0
+    ) -> Any:
+        """A publisher that has been matched by `subscribers` subscriptions."""
+        if topic not in self._publishers:
+            self._publishers[topic] = self.node.create_publisher(kind, topic, qos)
+        publisher, deadline = self._publishers[topic], time.monotonic() + timeout
+        while publisher.get_subscription_count() < subscribers:
+            assert time.monotonic() < deadline, f"nobody subscribes to {topic}"
+            time.sleep(0.02)
+        return publisher
+
+    def ask(self, kind: type, service: str, **request: Any) -> Any:
+        """The future of a service call."""
+        client = self._clients.setdefault(service, None) or self.node.create_client(kind, service)
+        self._clients[service] = client
+        assert client.wait_for_service(60.0), f"nobody offers {service}"
+        return client.call_async(kind.Request(**request))
+
+    def call(self, kind: type, service: str, timeout: float = 60.0, **request: Any) -> Any:
+        """The answer of a service call."""
+        return self.answer(self.ask(kind, service, **request), timeout)
+
+    @staticmethod
+    def answer(future: Any, timeout: float = 60.0) -> Any:
+        deadline = time.monotonic() + timeout
+        while not future.done():
+            assert time.monotonic() < deadline, "no answer"
+            time.sleep(0.01)
+        return future.result()
+
+    def close(self) -> None:
+        self.executor.shutdown()
+        self.node.destroy_node()
+        self.context.try_shutdown()
+        self.thread.join(5.0)

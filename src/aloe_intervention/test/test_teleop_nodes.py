@@ -1,0 +1,268 @@
+# ruff: noqa: E402
+"""SpaceMouse, teleoperation and simulated operator as real processes over DDS, from the device file to the arm."""
+
+import os
+import struct
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
+
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import Twist, Vector3
+from intervention_peer import LATCHED, Peer
+from sensor_msgs.msg import JointState, Joy
+
+from aloe_core.bag_reader import read_episode
+from aloe_core.chunk import ActionChunk as Chunk
+from aloe_core.messages import chunk_msg, header_msg, joint_state_msg, ros_make, stamp_to_ns
+from aloe_core.robot import load_robot
+from aloe_core.vocabulary import EventType, Mode, Outcome, Source
+from aloe_intervention.lockstep import LockstepOperator
+from aloe_intervention.operator_sim import OperatorConfig
+from aloe_msgs.msg import ActionChunk, ChunkRequest, ControlState, EpisodeEvent, TaskState, TeleopCommand, Transition
+from aloe_msgs.srv import StartEpisode
+from aloe_robot.rollout import Lockstep
+
+ROBOT = load_robot("aloha_sim")
+REST = struct.pack("<B6h", 1, 0, 0, 0, 0, 0, 0)
+FORWARD = struct.pack("<B6h", 1, 0, -350, 0, 0, 0, 0)  # pushed away from the user
+BOTH, NEITHER = b"\x03\x03\x00", b"\x03\x00\x00"
+
+
+@pytest.fixture
+def peer(ros_domain):
+    peer = Peer()
+    yield peer
+    peer.close()
+
+
+class FakeMouse:
+    """A named pipe in the place of the device file: what is written to it are the reports of a SpaceMouse, closing it unplugs the mouse."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        os.mkfifo(path)
+        self.plug()
+
+    def plug(self) -> None:
+        self._fd = os.open(self.path, os.O_RDWR)  # a pipe without a reader would block
+
+    def unplug(self) -> None:
+        os.close(self._fd)
+
+    def send(self, *reports: bytes) -> None:
+        for report in reports:
+            os.write(self._fd, report)
+            time.sleep(0.2)  # a pipe keeps no borders between reports; the device is read every 5 ms
+
+
+def event(kind: EventType, peer: Peer) -> EpisodeEvent:
+    now = peer.node.get_clock().now().nanoseconds
+    return EpisodeEvent(header=header_msg(ros_make, now), event=kind, episode_id="e1", instruction="x")
+
+
+def test_from_the_device_file_to_the_arm_with_the_mouse_unplugged_meanwhile(peer, start_node, tmp_path):
+    mouse = FakeMouse(tmp_path / "hidraw0")
+    mouse_node = start_node(
+        "aloe_intervention", "spacemouse_node", {"arms": ["left"], "left.device": str(mouse.path), "rate": 200.0}
+    )
+    start_node("aloe_intervention", "teleop_node", {"release_time": 0.0})
+    start_node("aloe_robot", "mock_robot_node", {"robot": "aloha_sim"})
+    start_node("aloe_robot", "control_node", {"tick_source": "timer"})
+    peer.listen(Joy, "left/spacenav/joy", 10)
+    peer.listen(Twist, "left/spacenav/twist", 10)
+    peer.listen(TeleopCommand, "left/teleop/command", 10)
+    peer.listen(ControlState, "control/state", 10)
+    peer.listen(DiagnosticArray, "/diagnostics", 10)
+    peer.wait("left/teleop/command", lambda m: m.healthy and not m.engaged)
+    peer.publisher(EpisodeEvent, "episode/event", LATCHED, subscribers=2).publish(event(EventType.STARTED, peer))
+    peer.wait("control/state", lambda m: m.episode_id == "e1")
+
+    def press_until(mode: list[Mode]) -> None:
+        """Presses both buttons; again if that was lost, as it may be on a busy machine, where the stick is stale now and then."""
+        for _ in range(20):
+            mouse.send(BOTH, NEITHER)
+            time.sleep(0.3)
+            if list(peer.got["control/state"][-1].mode) == mode:
+                return
+        pytest.fail(f"the arms never came to {mode}")
+
+    press_until([Mode.HUMAN, Mode.HOLD])
+    mouse.send(FORWARD)
+    joy = peer.wait("left/spacenav/joy", lambda m: m.axes and m.axes[0] == 1.0)
+    assert list(joy.axes) == [1.0, 0, 0, 0, 0, 0]
+    assert list(joy.buttons) == [0, 0]
+    assert peer.wait("left/spacenav/twist", lambda m: m.linear.x == 1.0).angular == Vector3()
+    moved = peer.wait("control/state", lambda m: m.commanded[1] > ROBOT.home[1] + 0.1)
+    assert moved.mode[1] == Mode.HOLD
+    assert max(abs(moved.commanded[i] - ROBOT.home[i]) for i in range(7, 13)) < 1e-6, "the other arm stands still"
+
+    mouse.unplug()
+    lost = peer.wait("left/teleop/command", lambda m: m.engaged and not m.healthy)
+    assert lost.message.startswith("nothing from the SpaceMouse for")
+    peer.got["control/state"].clear()
+    held = peer.wait("control/state", lambda m: list(m.mode) == [Mode.HOLD, Mode.HOLD])
+    status = peer.wait("/diagnostics", lambda m: m.status[0].name == "spacemouse_node" and m.status[0].level == b"\x02")
+    assert "left: " in status.status[0].message
+
+    mouse.plug()
+    mouse.send(REST)
+    peer.got["control/state"].clear()
+    back = peer.wait("control/state", lambda m: list(m.mode) == [Mode.HUMAN, Mode.HOLD])
+    assert max(abs(a - b) for a, b in zip(back.commanded, held.commanded, strict=True)) < 0.02, "from where it held"
+    press_until([Mode.HOLD, Mode.HOLD])
+    assert "SpaceMouse of arm 'left': the SpaceMouse was lost" in mouse_node.output
+    assert mouse_node.output.count("connected") >= 2
+    assert mouse_node.stop() == 0
+
+
+class Hands:
+    """Publishes one arm's stick and all joint states at 100 Hz, as `spacenav` and a robot do."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer, self.twist, self.buttons, self.playing = peer, Twist(), [0, 0, 0], True
+        self._twist = peer.node.create_publisher(Twist, "left/spacenav/twist", 10)
+        self._joy = peer.node.create_publisher(Joy, "left/spacenav/joy", 10)
+        self._joints = peer.node.create_publisher(JointState, ROBOT.joint_states_topic, 10)
+        self._timer = peer.node.create_timer(0.01, self._publish)
+
+    def _publish(self) -> None:
+        now = self._peer.node.get_clock().now().nanoseconds
+        if self.playing:
+            self._joy.publish(Joy(header=header_msg(ros_make, now), axes=[0.0] * 6, buttons=self.buttons))
+            self._twist.publish(self.twist)
+        self._joints.publish(joint_state_msg(ros_make, now, ROBOT.action_names, ROBOT.to_device(ROBOT.home)))
+
+
+def test_bad_twists_silence_and_two_operators_hold_the_arm_and_name_the_reason(peer, start_node):
+    start_node("aloe_intervention", "teleop_node", {"release_time": 0.0, "start_buttons": [2]})
+    peer.listen(TeleopCommand, "left/teleop/command", 10)
+    peer.listen(TeleopCommand, "right/teleop/command", 10)
+    started = threading.Event()
+
+    def start(request, response):
+        started.set()
+        response.success = True
+        return response
+
+    peer.node.create_service(StartEpisode, "episode/start", start)
+    hands = Hands(peer)
+
+    def command(suits, arm="left"):
+        peer.got[f"{arm}/teleop/command"].clear()
+        return peer.wait(f"{arm}/teleop/command", suits)
+
+    command(lambda m: m.healthy)
+    hands.buttons = [1, 1, 0]
+    command(lambda m: m.engaged)
+    hands.buttons = [0, 0, 0]
+    right = command(lambda m: True, arm="right")
+    assert (right.engaged, right.healthy, right.message) == (False, False, "nothing has come from the SpaceMouse yet")
+
+    hands.twist = Twist(linear=Vector3(x=float("nan")))
+    command(lambda m: not m.healthy and "not finite" in m.message)
+    hands.twist = Twist(linear=Vector3(z=0.5))
+    good = command(lambda m: m.healthy)
+    assert good.engaged
+    assert len(good.positions) == 7
+
+    hands.playing = False
+    assert command(lambda m: m.message.startswith("nothing from the SpaceMouse for") and not m.healthy).engaged
+    silent = command(lambda m: not m.healthy)
+    assert silent.engaged
+    assert silent.message.startswith("nothing from the SpaceMouse for")
+    hands.playing = True
+    command(lambda m: m.healthy and m.engaged)
+
+    other = peer.node.create_publisher(Twist, "left/spacenav/twist", 10)
+    command(lambda m: not m.healthy and m.message == "2 nodes publish left/spacenav/twist")
+    peer.node.destroy_publisher(other)
+    command(lambda m: m.healthy and m.engaged)
+
+    hands.buttons = [0, 0, 1]
+    assert started.wait(60.0), "the button starts an episode by the service"
+
+
+@pytest.mark.parametrize(
+    ("node", "parameters", "says"),
+    [
+        ("spacemouse_node", {}, "with several arms each needs its own SpaceMouse"),
+        ("spacemouse_node", {"arms": ["middle"]}, "has no arm 'middle'"),
+        ("spacemouse_node", {"arms": ["left"], "axis_map": ["x"]}, "axis_map names six"),
+        ("teleop_node", {"linear_speed": -1.0}, "linear_speed is a positive number"),
+        ("teleop_node", {"engage_buttons": "both"}, "parameter 'engage_buttons': 'both' is not a list"),
+        ("teleop_node", {"robot": "bimanual_ur5e"}, "give 'urdf' in its description"),
+        ("operator_node", {"speed": "fast"}, "parameter 'speed': 'fast' is not of type float"),
+    ],
+)
+def test_bad_parameters_end_a_node_with_one_sentence(start_node, node, parameters, says):
+    process = start_node("aloe_intervention", node, parameters)
+    assert process.wait(60.0) == 1
+    assert says in process.output
+    assert "Traceback" not in process.output
+
+
+class Still:
+    """A policy that stays at home, so that somebody has to help."""
+
+    version, horizon, cameras, image_size, uses_task_state = "still", 50, (), None, False
+
+    def propose(self, observation, generator, prefix=None, prefix_steps=0):
+        return np.repeat(ROBOT.home[None], 50, 0).astype(np.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_the_simulated_operator_does_through_the_topics_what_it_does_without_ros(peer, start_node, tmp_path):
+    """Simulator, control loop, teleoperation and operator as processes in lockstep finish the task, tick for tick as the roll-out does."""
+    peer.listen(TaskState, "sim/task_state", 10)
+    peer.listen(Transition, "control/transition", 1000)
+    chunks = peer.node.create_publisher(ActionChunk, "policy/chunk", 10)
+
+    def answer(request: ChunkRequest) -> None:
+        rows = Still().propose(None, None)
+        stamp_ns = stamp_to_ns(request.header.stamp)
+        number = request.request_id
+        chunk = Chunk(stamp_ns, rows, ROBOT.control_dt_ns, number, number, "still", request.episode_id)
+        chunks.publish(chunk_msg(ros_make, chunk, ROBOT))
+
+    peer.node.create_subscription(ChunkRequest, "control/chunk_request", answer, 10)
+    sim, patience = {"use_sim_time": True}, {"max_wait": 100.0}  # [s] wall time
+    start_node("aloe_robot", "sim_node", {"cameras": False, "real_time_factor": 0.0})
+    start_node(
+        "aloe_robot",
+        "control_node",
+        sim | {"tick_source": "joint_states", "wait_for_teleop": True, "max_policy_wait": 100.0},
+    )
+    teleop = start_node("aloe_intervention", "teleop_node", sim | patience | {"lockstep": True})
+    operator = start_node("aloe_intervention", "operator_node", sim | patience | {"patience": 0.5})
+    episodes = {"require_recorder": False, "bags": str(tmp_path), "ready_timeout": 100.0, "fault_timeout": 100.0}
+    start_node("aloe_intervention", "episode_node", sim | episodes)
+    operator.wait_for("watches", timeout=60.0)
+    teleop.wait_for("ready", timeout=60.0)
+
+    def start() -> bool:
+        wanted = {"task": "transfer_cube", "seed": 3, "time_limit": 30.0, "episode_id": "e1"}
+        return peer.call(StartEpisode, "episode/start", timeout=120.0, **wanted).success
+
+    assert start() or start(), "a node that was still starting is asked again"
+    last = peer.wait("sim/task_state", lambda m: m.episode_id == "e1" and m.outcome != 0, timeout=200.0)
+    assert last.outcome == Outcome.SUCCESS
+    peer.wait("control/transition", lambda m: m.terminated)
+    transitions = peer.got["control/transition"]
+    human = [t for t in transitions if Source.HUMAN in t.source]
+    assert len(human) > 0.5 * len(transitions)
+    assert all(t.intervention_id == 1 for t in human)
+    assert operator.output.count("takes over: no progress") == 1
+
+    helper = LockstepOperator(ROBOT, "transfer_cube", OperatorConfig(patience=0.5))
+    without_ros = Lockstep(ROBOT, "transfer_cube", Still(), operator=helper).run(3, 30.0, tmp_path / "lockstep", "e1")
+    record = read_episode(without_ros.bag)
+    executed = np.array([t.executed for t in transitions], np.float32)
+    np.testing.assert_array_equal([list(t.source) for t in transitions], record.source)
+    np.testing.assert_array_equal(executed, record.executed)
