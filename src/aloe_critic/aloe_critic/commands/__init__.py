@@ -1,0 +1,1 @@
+"""Sub-commands of `aloe` that aloe_critic brings."""

@@ -1,0 +1,124 @@
+"""`aloe ope`: what policies are worth, judged from recorded bags."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from aloe_core.errors import AloeError
+
+if TYPE_CHECKING:
+    from aloe_critic.evaluation import Evaluation
+
+
+def ope(
+    bags: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    /,
+    policy: tuple[Path, ...],
+    work: Path,
+    critic: Path | None = None,
+    truth: str = "",
+    robot: str = "aloha_sim",
+    config: Path | None = None,
+    critic_steps: int = -1,
+    estimators: tuple[Literal["fqe", "monte_carlo", "va_ope", "dpe"], ...] = ("fqe", "monte_carlo", "va_ope", "dpe"),
+    min_effective: float = 10.0,
+    threads: int = 0,
+    json: Path | None = None,
+) -> None:
+    """Estimate the value of policies from bags that others collected, by up to four estimators side by side.
+
+    Values are discounted returns from the first observation, in units of the scaled reward: 0 is best, -1 a success that never comes.
+    Intervals are over episodes; that of `fqe` does not know the critic's own error. An estimator that the data do not carry refuses and says why.
+
+    Args:
+        bags: folders that hold episodes, at any depth.
+        policy: checkpoints to judge.
+        work: folder for the store and the critics; continued when interrupted.
+        critic: use this critic as it is, instead of training one for every policy.
+        truth: known values or success rates of the policies by folder name, as name=number,name=number; adds rank correlation, regret and error.
+        robot: name or file of the robot description.
+        config: YAML file of `ImproveConfig` keys.
+        estimators: `fqe` fitted-Q evaluation with chunks; `monte_carlo` mean return where a bag is the policy's own; `va_ope` linear, variance-aware, on the
+            critic's features; `dpe` returns weighted by estimated ratios of chunk densities.
+        min_effective: effective sample size below which `va_ope` (chunks) and `dpe` (episodes) refuse.
+        critic_steps: by default that of the configuration.
+        threads: CPU threads; 0: as many as torch chooses.
+        json: write the results to this file.
+    """
+    import torch
+
+    from aloe_core.robot import load_robot
+    from aloe_critic import improvement
+    from aloe_critic.evaluation import evaluate_policy, known_success
+    from aloe_critic.improve_config import load_config
+    from aloe_critic.ope import compare
+
+    if threads:
+        torch.set_num_threads(threads)
+    described = load_robot(robot)
+    chosen = load_config(config) if config else improvement.ImproveConfig()
+    if critic_steps >= 0:
+        chosen = replace(chosen, learner=replace(chosen.learner, critic_steps=critic_steps))
+    known = known_success(truth) if truth else {}
+    results: dict[str, Evaluation] = {}
+    for folder in policy:
+        name = folder.resolve().name if folder.resolve().name != "policy" else folder.resolve().parent.name
+        store, report = improvement.ingest(work, bags, folder, described)
+        if not results:
+            print(report.text())
+        found = evaluate_policy(
+            store,
+            folder,
+            described,
+            chosen,
+            work / f"critic_{name}",
+            critic,
+            estimators=estimators,
+            least_effective=min_effective,
+        )
+        results[name] = found
+        for line in lines(found, estimators):
+            print(f"{name}: {line}")
+    if known and len(set(results) & set(known)) < 2:
+        raise AloeError(f"--truth needs two of the policies or more: {', '.join(results)}; it names {', '.join(known)}")
+    out: dict[str, Any] = {"policies": {name: r.as_dict() for name, r in results.items()}}
+    if known:
+        out["comparison"] = {}
+        for estimator in estimators:
+            values = {name: e.value for name, r in results.items() if (e := r.estimate(estimator)) is not None}
+            if len(set(values) & set(known)) < 2:
+                print(f"{estimator} against the truth: fewer than two policies have both")
+                continue
+            scores = out["comparison"][estimator] = compare(values, known)
+            print(f"{estimator} against the truth: " + ", ".join(f"{key} {v:.3g}" for key, v in scores.items()))
+    if json is not None:
+        json.parent.mkdir(parents=True, exist_ok=True)
+        json.write_text(jsonlib.dumps(out, indent=2) + "\n")
+
+
+LABELS = {
+    "fqe": "fitted Q",
+    "monte_carlo": "own episodes",
+    "va_ope": "linear, variance-aware",
+    "dpe": "estimated ratios",
+}
+
+
+def lines(found: Evaluation, estimators: Sequence[str]) -> Iterator[str]:
+    """What each estimator says."""
+    for name in estimators:
+        if name in found.refused:
+            yield f"{LABELS[name]}: refused, {found.refused[name]}"
+            continue
+        extra = ""
+        if name == "fqe":
+            extra = f", head spread {found.head_std:.3f}"
+        if name == "monte_carlo":
+            extra = f", success {100 * (found.on_policy_success or 0):.0f} %"
+        yield f"{LABELS[name]} {found.estimate(name)}{extra}"

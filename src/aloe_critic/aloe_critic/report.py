@@ -1,0 +1,329 @@
+"""The critic's report of an iteration: one HTML page that needs nothing else, and its pictures as PNG."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from aloe_core.bag_format import replace_file
+from aloe_core.errors import AloeError
+from aloe_core.fragments import tick_sources
+from aloe_core.robot import RobotDescription
+from aloe_core.vocabulary import Outcome, Source
+from aloe_critic import figures, judgement
+from aloe_critic.critic_file import load_critic
+from aloe_critic.film import film_strip
+from aloe_critic.improvement import STORE, ImproveConfig, ImproveResult, make_replay, read_result
+from aloe_critic.methods import Method
+from aloe_critic.metrics import read_metrics
+from aloe_critic.ope import calibration_curve, spearman
+from aloe_critic.overlay import write_overlay
+from aloe_critic.progress import success_features, train_progress
+from aloe_critic.replay import StoreReplay
+from aloe_policy.protocol import TrainablePolicy
+from aloe_policy.replay import ReplayStore, replay_report
+from aloe_policy.trainable import load_trainable
+
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#111}
+h1{font-size:1.6em}h2{margin-top:2em;border-bottom:1px solid #ddd}img{max-width:100%}p.note{color:#555}
+table{border-collapse:collapse;font-size:13px}td,th{padding:.2em .8em;border-bottom:1px solid #eee;text-align:right}
+td:first-child,th:first-child{text-align:left}.good{color:#15803d}.bad{color:#b91c1c}"""
+JUDGED = 4000  # samples at most for the overview pictures; more would not change them
+TABLE_ROWS = 40
+NUMBERS_FILE = "numbers.json"
+
+
+@dataclass
+class Page:
+    """Sections of the page in order; pictures are kept as PNG bytes by name."""
+
+    folder: Path
+    parts: list[str] = field(default_factory=list)
+
+    def section(self, title: str, note: str = "") -> None:
+        """A heading and what the reader should know about what follows."""
+        self.parts.append(
+            f"<h2>{html.escape(title)}</h2>" + (f'<p class="note">{html.escape(note)}</p>' if note else "")
+        )
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """A picture in the page and as `<name>.png` beside it."""
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=120)
+        plt.close(figure)
+        (self.folder / f"{name}.png").write_bytes(buffer.getvalue())
+        encoded = base64.b64encode(buffer.getvalue()).decode()
+        self.parts.append(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{encoded}">')
+
+    def text(self, text: str) -> None:
+        """A paragraph."""
+        self.parts.append(f"<p>{html.escape(text)}</p>")
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], classes: Sequence[str] = ()) -> None:
+        """A table; `classes` colours rows."""
+        head = "".join(f"<th>{html.escape(h)}</th>" for h in header)
+        marks = classes or [""] * len(rows)
+        body = "".join(
+            f'<tr class="{mark}">' + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>"
+            for row, mark in zip(rows, marks, strict=True)
+        )
+        self.parts.append(f"<table><tr>{head}</tr>{body}</table>")
+
+    def html(self, title: str) -> str:
+        """The whole page."""
+        return (
+            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+            f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>{''.join(self.parts)}</html>\n"
+        )
+
+
+def write_report(
+    iteration: Path,
+    robot: RobotDescription,
+    config: ImproveConfig,
+    episodes: int = 4,
+    seed: int = 0,
+    rerun: bool = False,
+    on_step: Callable[[str], None] = lambda what: None,
+    progress: bool = False,
+) -> Path:
+    """Makes `report/index.html` in the folder of a finished iteration and returns it; the accuracy's numbers also go to `report/numbers.json`.
+
+    Args:
+        iteration: RUN/001 and so on.
+        config: as for the improvement: reward, protocol and horizons.
+        episodes: how many episodes to show over time, of different endings.
+        seed: of the policy's samples and of which samples are judged.
+        rerun: also write each of these episodes as a Rerun recording, `episode_<number>.rrd`.
+        on_step: told what is being made.
+        progress: also train a value of progress on the successes.
+
+    Raises:
+        AloeError: the iteration is not finished, or its method has no critic.
+    """
+    result = read_result(iteration)
+    if not result.critic:
+        raise AloeError(f"{iteration}: method '{result.method}' has no critic to report on")
+    store = ReplayStore(iteration.parent / STORE)
+    policy, _ = load_trainable(Path(result.policy), robot)
+    replay = make_replay(store, policy, config)
+    method, facts, version = load_critic(iteration / "critic.safetensors")
+    page = Page(iteration / "report")
+    page.folder.mkdir(parents=True, exist_ok=True)
+    _summary(page, result, facts.policy_version, version)
+
+    on_step("learning curves")
+    page.section("Learning")
+    page.figure("learning", figures.learning_curves(read_metrics(iteration)))
+
+    on_step("replay")
+    composition = replay_report(store, replay.samples_of.episodes)
+    page.section("Replay", "What the critic learned from, by who drove. A tick is one control step.")
+    page.figure("replay", figures.replay_composition(composition.rows))
+    page.table(
+        ("iteration", "episodes", "successes", "take-over (ticks)", "take-over (episodes)"),
+        [
+            (
+                str(i.iteration),
+                str(i.episodes),
+                str(i.successes),
+                f"{100 * i.takeover_rate:.1f} %",
+                f"{100 * i.takeover_episodes:.1f} %",
+            )
+            for i in composition.iterations
+        ],
+    )
+
+    generator = np.random.default_rng(seed)
+    index = np.sort(generator.permutation(np.flatnonzero(replay.samples_of.train_critic))[:JUDGED])
+    on_step("values of the replay")
+    judged = judgement.judge(replay, method, policy, index, seed=seed)
+    _episodes(page, replay, method, policy, robot, _different(replay, episodes), seed, rerun, on_step)
+
+    critic = getattr(method, "critic", None)
+    if critic is not None and critic.config.horizon:
+        on_step("same-state and support histograms")
+        same = judgement.same_state_values(replay, critic, policy, seed=seed)
+        note = "At states of failed fragments: the chunk that was executed, and the one executed at the most similar state of a success. V should lie between."
+        page.section("Failing and succeeding chunks from the same state", note)
+        if same:
+            page.figure("same_state", figures.histograms(same, f"{len(same['V'])} states of failures"))
+        else:
+            page.text("The replay has no failures or no successes to compare.")
+        support = judgement.support_values(replay, critic, policy, seed=seed)
+        page.section(
+            "Chunks outside of the data",
+            "A sound critic does not value chunks that were never executed at a state above those that were.",
+        )
+        page.figure("support", figures.histograms(support, f"{len(support['executed here'])} states of the replay"))
+
+    _accuracy(page, replay, judged)
+    if progress:
+        on_step("progress")
+        _progress(page, replay)
+    _fragments(page, replay, judged)
+    file = page.folder / "index.html"
+    replace_file(file, page.html(f"Critic report: {result.version}"))
+    return file
+
+
+def _summary(page: Page, result: ImproveResult, judged_policy: str, critic_version: str) -> None:
+    page.table(
+        ("", ""),
+        [
+            ("policy made", result.version),
+            ("from", result.parent_version),
+            ("method", result.method),
+            ("critic", f"{critic_version}, learned the value of {judged_policy}"),
+            ("replay", f"{result.transitions} chunks of {result.episodes} episodes, {result.successes} successes"),
+            (
+                "chunks used by the actor",
+                f"{100 * result.used_share:.0f} %, worth {100 * result.effective_share:.0f} % of them after weighting",
+            ),
+        ],
+    )
+    page.text(
+        "Values are discounted scaled returns: 0 is success now, -1 a success that never comes, less than -1 a failure."
+    )
+
+
+def _different(replay: StoreReplay, count: int) -> list[int]:
+    """Episodes of as many kinds as there are: alone or with help, success or not."""
+    store, kinds = replay.store, dict[tuple[bool, int], list[int]]()
+    for number in replay.samples_of.episodes:
+        entry = store.episodes[number]
+        who = tick_sources(store.arrays["source"][entry.start : entry.start + entry.steps])
+        if entry.steps and (who == Source.POLICY).any():
+            kinds.setdefault((bool((who == Source.HUMAN).any()), int(store.outcome(number))), []).append(number)
+    if not kinds:
+        return replay.samples_of.episodes[:count]
+    chosen: list[int] = []
+    while len(chosen) < count and any(kinds.values()):
+        for numbers in kinds.values():
+            if numbers and len(chosen) < count:
+                chosen.append(numbers.pop())
+    return chosen
+
+
+def _episodes(
+    page: Page,
+    replay: StoreReplay,
+    method: Method,
+    policy: TrainablePolicy,
+    robot: RobotDescription,
+    numbers: Sequence[int],
+    seed: int,
+    rerun: bool,
+    on_step: Callable[[str], None],
+) -> None:
+    page.section(
+        "Values over time",
+        "Of the chunk executed from each tick on. A take-over ends the policy's fragment in failure, so Q should fall before it.",
+    )
+    store, samples = replay.store, replay.samples_of
+    for number in numbers:
+        entry = store.episodes[number]
+        on_step(f"episode {entry.episode_id}")
+        index = np.flatnonzero((samples.episode == number) & samples.train_critic)[::3]
+        if not len(index):
+            continue
+        judged = judgement.judge(replay, method, policy, index, seed=seed)
+        who = tick_sources(store.arrays["source"][entry.start : entry.start + entry.steps])
+        time_s = (samples.start[index] - entry.start) / robot.control_rate_hz
+        try:
+            film = film_strip(Path(entry.bag), robot)
+        except AloeError as error:
+            page.text(f"No pictures of {entry.episode_id}: {error}")
+            film = []
+        if rerun:
+            file = page.folder / f"episode_{number:04d}.rrd"
+            write_overlay(file, entry.episode_id, time_s, judged, who == Source.HUMAN, 1 / robot.control_rate_hz, film)
+        title = f"{entry.episode_id}: {store.outcome(number).name.lower()}"
+        page.figure(
+            f"episode_{number:04d}",
+            figures.values_over_time(time_s, judged.q, judged.v, who, 1 / robot.control_rate_hz, title, film),
+        )
+
+
+def _accuracy(page: Page, replay: StoreReplay, judged: judgement.Judgement) -> None:
+    actual = replay.samples_of.return_to_go[judged.index]
+    known = np.isfinite(actual)
+    note = "Against the discounted return that followed, where the fragment ended with an outcome. The critic has learned from these data."
+    page.section("How right the values are", note)
+    orders = judgement.value_orders(replay, judged)
+    numbers: dict[str, float] = {}
+    lines = []
+    if known.any():
+        error = np.abs(judged.q[known] - actual[known])
+        numbers |= {"absolute_error": float(error.mean()), "spearman": spearman(judged.q[known], actual[known])}
+        lines.append(
+            f"mean absolute error {error.mean():.3f}; rank correlation with the return {spearman(judged.q[known], actual[known]):.2f}"
+        )
+        page.figure("calibration", figures.calibration(calibration_curve(judged.q[known], actual[known])))
+        if judged.head_std.any():
+            correlation = spearman(judged.head_std[known], error)
+            page.figure("spread", figures.spread_against_error(judged.head_std[known], error, correlation))
+            lines.append(
+                f"the spread of the heads ranks the errors with correlation {correlation:.2f}: it is not a calibrated uncertainty"
+            )
+    if len(orders):
+        lines.append(
+            f"VOC, rank correlation of value and time on {len(orders)} successful fragments: {np.nanmean(orders):.2f}"
+        )
+        shares = judgement.ordered_shares(replay, judged)
+        lines.append(
+            f"V puts {100 * np.nanmean(shares):.0f} % of the pairs of instants of a success in the right order; 50 % is chance"
+        )
+        numbers |= {"voc": float(np.nanmean(orders)), "ordered_share": float(np.nanmean(shares))}
+    for line in lines:
+        page.text(line)
+    replace_file(
+        page.folder / NUMBERS_FILE,
+        json.dumps({key: x for key, x in numbers.items() if np.isfinite(x)}, indent=1) + "\n",
+    )
+
+
+def _progress(page: Page, replay: StoreReplay) -> None:
+    page.section(
+        "Progress",
+        "VITA's value of progress, trained on a part of the successes, judged by its order along the others.",
+    )
+    episodes = success_features(replay)
+    if len(episodes) < 4:
+        page.text(f"{len(episodes)} successes are too few to train and to judge it.")
+        return
+    _, found = train_progress(episodes)
+    page.text(f"VOC {found.voc:.2f} on {found.held_out} successes, trained on {found.train}.")
+
+
+def _fragments(page: Page, replay: StoreReplay, judged: judgement.Judgement) -> None:
+    rows = judgement.fragment_table(replay, judged)
+    half = TABLE_ROWS // 2
+    shown = rows if len(rows) <= TABLE_ROWS else rows[:half] + rows[-half:]
+    page.section("Advantage by fragment", f"Worst and best of {len(rows)} fragments.")
+    page.table(
+        ("episode", "from tick", "ticks", "driver", "outcome", "mean advantage", "Q at first", "Q at last"),
+        [
+            (
+                r.episode,
+                str(r.start_step),
+                str(r.steps),
+                r.source,
+                r.outcome,
+                f"{r.advantage:+.3f}",
+                f"{r.q_first:.3f}",
+                f"{r.q_last:.3f}",
+            )
+            for r in shown
+        ],
+        [("good" if r.outcome == Outcome.SUCCESS.name.lower() else "bad") for r in shown],
+    )

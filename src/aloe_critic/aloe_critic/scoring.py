@@ -1,0 +1,81 @@
+"""Judges single chunks as they are proposed: what `critic_node` publishes and the report draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from aloe_core.errors import AloeError
+from aloe_core.observation import Observation
+from aloe_core.robot import RobotDescription
+from aloe_critic.critic import repeat_batch
+from aloe_critic.critic_file import chunk_critic, load_critic
+from aloe_policy.acting import ActingPolicy
+from aloe_policy.trainable import load_trainable
+from aloe_policy.training_state import random_numbers
+
+
+@dataclass(frozen=True)
+class Score:
+    """A critic's judgement of one chunk, in units of scaled return."""
+
+    q: float  # pessimistic: minimum over heads
+    q_heads: tuple[float, ...]
+    v: float  # mean pessimistic value of the policy's own chunks
+    advantage: float  # q - v
+    head_std: float  # spread over heads; not a calibrated uncertainty
+
+
+class ChunkScorer:
+    """A critic and the policy its values refer to.
+
+    Args:
+        critic: file, or folder with `critic.safetensors`.
+        policy: checkpoint of the policy that V(s) is of.
+        samples: m, chunks of the policy per value.
+        seed: of those chunks.
+
+    Raises:
+        AloeError: the critic values states only, or was made for another robot or chunk size.
+    """
+
+    def __init__(self, critic: Path, policy: Path, robot: RobotDescription, samples: int = 8, seed: int = 0) -> None:
+        method, facts, self.critic_version = load_critic(critic)
+        self.critic = chunk_critic(method, str(critic))
+        if facts.robot_hash != robot.hash:
+            raise AloeError(
+                f"{critic} was made for a robot with hash {facts.robot_hash}, '{robot.name}' has {robot.hash}"
+            )
+        trainable, self.policy_version = load_trainable(policy, robot)
+        self._acting = ActingPolicy(trainable, self.policy_version)
+        self._samples, self._seed, self._encoder = samples, seed, facts.encoder
+        self.cameras, self.image_size = self._acting.cameras, self._acting.image_size
+        self.uses_task_state = self._acting.uses_task_state
+        if self.critic.config.horizon > self._acting.horizon:
+            raise AloeError(
+                f"the critic judges {self.critic.config.horizon} steps, the policy proposes {self._acting.horizon}"
+            )
+
+    @torch.no_grad()
+    def score(self, observation: Observation, positions: np.ndarray, number: int = 0) -> Score:
+        """Judges the chunk `positions` `[H, A]` proposed at an observation; `number` (the chunk's) varies the policy's samples.
+
+        Raises:
+            AloeError: the observation lacks something, or the chunk is too short.
+        """
+        batch: dict[str, Any] = dict(self._acting._batch(observation))
+        if self._encoder:
+            from aloe_policy.encoders import batch_features
+
+            batch["features"] = batch_features(batch, self.cameras, self._encoder, torch.device("cpu"))  # type: ignore[arg-type]
+        action = torch.from_numpy(np.asarray(positions, np.float32))[None]
+        heads = self.critic({**batch, "action": action})[0]
+        repeated: Any = repeat_batch(batch, self._samples)
+        chunks = self._acting.policy.act(repeated, random_numbers(self._seed, number))
+        v = float(self.critic({**repeated, "action": chunks}).min(dim=1).values.mean())
+        q = float(heads.min())
+        return Score(q, tuple(heads.tolist()), v, q - v, float(heads.std(correction=0)))

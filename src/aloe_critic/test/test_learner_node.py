@@ -1,0 +1,147 @@
+"""learner_node and critic_node as real processes: bags in, a new version out; chunks in, values out."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from aloe_core import topics
+from aloe_core.policy import load_policy
+from aloe_core.robot import load_robot
+
+rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
+
+from rclpy.action import ActionClient  # noqa: E402
+from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
+from sensor_msgs.msg import JointState  # noqa: E402
+
+from aloe_core.messages import joint_state_msg, ros_make, time_msg  # noqa: E402
+from aloe_msgs.action import ImprovePolicy  # noqa: E402
+from aloe_msgs.msg import ActionChunk, CriticValue, PolicyVersion, TaskState  # noqa: E402
+from aloe_policy.checkpoint import PolicySpec  # noqa: E402
+from aloe_policy.flow import FlowConfig, FlowPolicy  # noqa: E402
+from aloe_policy.normalisation import Normalisation  # noqa: E402
+from aloe_robot.rollout import Lockstep  # noqa: E402
+
+ROBOT = load_robot("aloha_sim")
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+CONFIG = "learner: {critic_steps: 40, actor_steps: 20, batch_size: 16, policy_samples: 2, checkpoint_every: 10}\n"
+
+
+@pytest.fixture
+def graph(ros_domain, tmp_path, start_node):
+    """A learner node on one recorded episode and a node that listens."""
+    Lockstep(ROBOT, "transfer_cube", load_policy("scripted", ROBOT)).run(1, bags=tmp_path / "bags")
+    torch.manual_seed(0)
+    home = torch.tensor(ROBOT.home).float()
+    statistics = {
+        "state": (home, torch.ones(14)),
+        "action": (home, torch.ones(14)),
+        "object_state": (torch.zeros(7), torch.ones(7)),
+    }
+    config = FlowConfig(width=32, layers=1, steps=2)
+    FlowPolicy(PolicySpec.of(ROBOT, 50, object_dim=7), config, Normalisation(statistics)).save(
+        tmp_path / "policy", "bc-0"
+    )
+    (tmp_path / "improve.yaml").write_text(CONFIG)
+    parameters = {
+        "run": tmp_path / "run",
+        "bags": tmp_path / "bags",
+        "policy": tmp_path / "policy",
+        "config": tmp_path / "improve.yaml",
+    }
+    learner = start_node("aloe_critic", "learner_node", {k: str(v) for k, v in parameters.items()})
+    rclpy.init()
+    node = rclpy.create_node("listener")
+    node.learner, node.folder = learner, tmp_path
+    node.improve = ActionClient(node, ImprovePolicy, topics.IMPROVE)
+    yield node
+    node.destroy_node()
+    rclpy.shutdown()
+
+
+def spin_until(node, condition, timeout=200.0):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "nothing came in time"
+        rclpy.spin_once(node, timeout_sec=0.05)
+
+
+def improve(node, goal, on_feedback=lambda feedback: None):
+    """The goal's handle and, if it was accepted, the future of its result."""
+    spin_until(node, node.improve.server_is_ready)
+    sent = node.improve.send_goal_async(goal, feedback_callback=lambda m: on_feedback(m.feedback))
+    spin_until(node, sent.done)
+    handle = sent.result()
+    return handle, handle.get_result_async() if handle.accepted else None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_improves_announces_and_judges(graph, start_node):
+    versions, values, stages = [], [], set()
+    graph.create_subscription(PolicyVersion, topics.POLICY_VERSION, versions.append, LATCHED)
+    graph.create_subscription(CriticValue, topics.CRITIC_VALUE, values.append, 10)
+
+    spin_until(graph, graph.improve.server_is_ready)
+    first, second = (
+        graph.improve.send_goal_async(ImprovePolicy.Goal(), feedback_callback=lambda m: stages.add(m.feedback.stage))
+        for _ in range(2)
+    )
+    spin_until(graph, lambda: first.done() and second.done())
+    assert (first.result().accepted, second.result().accepted) == (True, False)  # one at a time
+    future = first.result().get_result_async()
+    spin_until(graph, lambda: future.done() and versions)
+    result = future.result().result
+    assert result.success, result.error_msg
+    assert (result.episodes, result.error_code) == (1, ImprovePolicy.Goal.OK)
+    assert stages >= {1, 2, 3, 4}
+    assert versions[-1].version == result.policy_version
+    assert versions[-1].robot_hash == ROBOT.hash
+    assert load_policy(versions[-1].path, ROBOT).version == result.policy_version
+
+    critic = start_node(
+        "aloe_critic", "critic_node", {"samples": 3}
+    )  # finds the policy and its critic by the latched version
+    critic.wait_for("judges chunks against policy")
+    joints = graph.create_publisher(JointState, ROBOT.joint_states_topic, 10)
+    tasks = graph.create_publisher(TaskState, topics.TASK_STATE, 10)
+    chunks = graph.create_publisher(ActionChunk, topics.CHUNK, 10)
+    spin_until(graph, lambda: all(p.get_subscription_count() for p in (joints, tasks, chunks)))
+    stamp = 5_000_000_000
+    chunks.publish(chunk_message(stamp))  # before its observation: the node waits for that
+    joints.publish(joint_state_msg(ros_make, stamp, ROBOT.action_names, ROBOT.to_device(ROBOT.home)))
+    task = TaskState(object_state=[0.1, 0.5, 0.02, 1.0, 0.0, 0.0, 0.0], sim_state=[0.0])
+    task.header.stamp = time_msg(ros_make, stamp)
+    tasks.publish(task)
+    spin_until(graph, lambda: values)
+    value = values[0]
+    assert (value.chunk_id, value.policy_version) == (7, result.policy_version)
+    assert value.q == min(value.q_heads)
+    assert value.advantage == pytest.approx(value.q - value.v)
+    assert graph.learner.stop() == 0
+    assert critic.stop() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_cancelled_improvement_is_continued_by_the_next(graph):
+    stages = []
+    handle, future = improve(graph, ImprovePolicy.Goal(critic_steps=4000), lambda f: stages.append(f.stage))
+    spin_until(graph, lambda: ImprovePolicy.Feedback.STAGE_CRITIC in stages)
+    handle.cancel_goal_async()
+    spin_until(graph, future.done)
+    assert future.result().result.error_code == ImprovePolicy.Goal.CANCELLED
+    assert (Path(graph.folder) / "run" / "001" / "metrics.jsonl").exists()
+    _, future = improve(graph, ImprovePolicy.Goal(method="ppo"))
+    spin_until(graph, future.done)
+    assert future.result().result.error_code == ImprovePolicy.Goal.BAD_REQUEST
+    assert "unknown method 'ppo'" in future.result().result.error_msg
+
+
+def chunk_message(stamp_ns):
+    message = ActionChunk(chunk_id=7, episode_id="e", joint_names=list(ROBOT.action_names), dt=0.02, horizon=50)
+    message.header.stamp = time_msg(ros_make, stamp_ns)
+    message.positions = [float(x) for x in ROBOT.home] * 50
+    return message
