@@ -1,0 +1,16 @@
+"""The simulated robot: `ros2 launch aloe_bringup sim_robot.launch.py`.
+
+The graph and its arguments are in sim_robot.launch.yaml.
+"""
+
+from pathlib import Path
+
+from launch import LaunchDescription
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import AnyLaunchDescriptionSource
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Include the YAML file beside this one."""
+    yaml = Path(__file__).with_suffix(".yaml")
+    return LaunchDescription([IncludeLaunchDescription(AnyLaunchDescriptionSource(str(yaml)))])
