@@ -1,4 +1,4 @@
-"""docs/evidence.md and its plots, from whatever `evidence.py` has finished.
+"""docs/evidence.md and its plots, from whatever `evidence.py` has finished, here and in earlier runs of the same budget (docs/evidence.json).
 
 python benchmarks/evidence_report.py --out runs/evidence
 """
@@ -6,7 +6,6 @@ python benchmarks/evidence_report.py --out runs/evidence
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from evidence import MAIN, VARIANTS
+from evidence_results import ChainResult, load, merge, read_runs, save
 from scipy.stats import t as student_t
-
-from aloe_critic.metrics import METRICS_FILE
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 NAMES = {
@@ -66,46 +64,19 @@ def interval(values: np.ndarray) -> str:
     return f"{values.mean():.1f} ± {half:.1f}"
 
 
-def read(out: Path, name: str, iterations: int) -> Row | None:
+def make_row(name: str, results: list[ChainResult], iterations: int) -> Row | None:
     """What is finished of a variant; None if nothing is."""
-    seeds, success, per_hour, takeover, effective = [], [], [], [], []
-    name, _, acting = name.partition("+")
-    evaluation = "evaluation_best.json" if acting else "evaluation.json"
-    for base in sorted(out.glob("seed_*")):
-        file = base / ("bc_evaluation.json" if name == "bc" else f"{name}/{evaluation}")
-        if not file.exists():
-            continue
-        found = json.loads(file.read_text())["rollouts"]
-        seeds.append(int(base.name.removeprefix("seed_")))
-        success.append(100 * found["success"])
-        per_hour.append(found["successes_per_hour"])
-        rates = [np.nan] * iterations
-        for number in range(1, iterations + 1):
-            rollouts = (base if number == 1 else base / name) / f"rollouts_{number}.json"
-            if rollouts.exists() and (name != "bc" or number == 1):
-                rates[number - 1] = 100 * json.loads(rollouts.read_text())["rollouts"]["takeover_rate"]
-        takeover.append(rates)
-        effective.append(effective_share(base / name / f"{iterations:03d}" / METRICS_FILE))
-    return (
-        Row(
-            f"{name}+{acting}" if acting else name,
-            tuple(seeds),
-            np.array(success),
-            np.array(per_hour),
-            np.array(takeover),
-            np.array(effective),
-        )
-        if seeds
-        else None
+    mine = [r for r in results if r.row == name]
+    if not mine:
+        return None
+    return Row(
+        name,
+        tuple(r.seed for r in mine),
+        np.array([r.success for r in mine]),
+        np.array([r.successes_per_hour for r in mine]),
+        np.array([[*r.takeover, *[np.nan] * (iterations - len(r.takeover))] for r in mine]),
+        np.array([np.nan if r.effective is None else r.effective for r in mine]),
     )
-
-
-def effective_share(metrics: Path) -> float:
-    """What the weights of an iteration leave: (sum w)^2 / (N sum w^2) over all N samples of the replay."""
-    if not metrics.exists():
-        return math.nan
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    return 100 * next((r["weight_effective"] for r in rows if r["stage"] == "weights"), math.nan)
 
 
 def paired(row: Row, reference: Row | None) -> str:
@@ -165,18 +136,20 @@ def plot(rows: list[Row], file: Path) -> None:
 
 
 def main(out: Path = Path("runs/evidence"), docs: Path = DOCS) -> None:
-    """Writes docs/evidence.md and docs/images/evidence.png.
+    """Writes docs/evidence.md, docs/evidence.json and docs/images/evidence.png.
 
     Args:
         out: folder that `evidence.py` filled.
         docs: folder to write to.
     """
     budget = json.loads((out / "budget.json").read_text())["budget"]
-    best = [f"{name}+best" for name, variant in VARIANTS.items() if variant.best_of]
-    found = {name: read(out, name, budget["iterations"]) for name in ("bc", *VARIANTS, *best)}
-    rows = {name: row for name, row in found.items() if row is not None}
-    if not rows:
+    results = merge(load(docs / "evidence.json", budget), read_runs(out, budget["iterations"]))
+    if not results:
         raise SystemExit(f"evidence: nothing is finished in {out}; run benchmarks/evidence.py first")
+    save(docs / "evidence.json", budget, results)
+    best = [f"{name}+best" for name, variant in VARIANTS.items() if variant.best_of]
+    found = {name: make_row(name, results, budget["iterations"]) for name in ("bc", *VARIANTS, *best)}
+    rows = {name: row for name, row in found.items() if row is not None}
     leading = ("bc", *MAIN, "aloe+best")
     main_rows = [rows[name] for name in leading if name in rows]
     others = [row for name, row in rows.items() if name not in leading]

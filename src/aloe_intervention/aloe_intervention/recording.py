@@ -23,6 +23,7 @@ QUEUE_BYTES = 256 << 20  # three raw 640x480 cameras at 30 Hz for three seconds
 IDLE_PERIOD = 0.1  # [s] at which the writer looks whether a chunk has become due while nothing comes
 PREROLL = 300_000_000  # [ns] of observations from before the start
 LINGER = 0.1  # [s] after the last expected message, for what other topics still have under way
+CATCH_UP = 10.0  # [s] after STOPPED, at most, that a bag stays open while messages from before it still come in
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,8 @@ class EpisodeRecording:
         topics: absolute name -> what is recorded under it and the quality of service it is offered with.
         joint_states: absolute name of the topic whose first message after the last transition is the observation it led to.
         queue_bytes: more than this waiting for the disk is dropped, and counted.
-        settle_s: wall time after STOPPED after which the bag is closed even though its last transition has not come [s].
+        settle_s: wall time without news of the episode, after STOPPED, after which the bag is closed even though its last transition has not come [s].
+            News are its transitions and what was published before STOPPED: on a busy machine they may be far behind it.
         writer: an open bag to write into instead of a new one in `folder`.
 
     Raises:
@@ -115,6 +117,10 @@ class EpisodeRecording:
         self._queue_bytes = queue_bytes
         self._settle_s = settle_s
         self._stopped_s: float | None = None  # monotonic
+        self._stopped_ns = 0  # publication of STOPPED
+        self._late = 0  # messages that came after STOPPED and had been published before it
+        self._news = 0  # late messages and transitions at the last look,
+        self._news_s = 0.0  # and the monotonic time at which there were more than at the look before
         self._last_s: float | None = None  # monotonic time at which everything expected had come
         self._reasons: list[str] = []
         self._failure = ""
@@ -141,6 +147,8 @@ class EpisodeRecording:
         tally = self._tallies[message.topic]
         if not before_start:
             tally.add(message.data, message.log_ns)
+        if self._stopped_s is not None and message.publish_ns < self._stopped_ns:
+            self._late += 1
         with self._wake:
             if self._failure or self._queued_bytes + len(message.data) > self._queue_bytes:
                 tally.dropped_by_queue += 1
@@ -153,10 +161,11 @@ class EpisodeRecording:
         """DDS says that it lost messages before they came here."""
         self._tallies[topic].lost_by_dds += count
 
-    def stop(self, outcome: Outcome, termination: Termination, wall_s: float) -> None:
-        """The episode has stopped; what is under way is still recorded. `wall_s`: monotonic time [s]."""
+    def stop(self, outcome: Outcome, termination: Termination, wall_s: float, published_ns: int = 0) -> None:
+        """The episode has stopped; what is under way is still recorded. `wall_s`: monotonic time [s]; `published_ns`: publication of STOPPED."""
         if self._stopped_s is None:
             self.outcome, self.termination, self._stopped_s = outcome, termination, wall_s
+            self._stopped_ns, self._news, self._news_s = published_ns, self.transitions.count, wall_s
 
     def settled(self, wall_s: float) -> bool:
         """Whether the bag can be closed: the final transition and the observation after it have come, or nothing more is to be hoped for."""
@@ -164,6 +173,10 @@ class EpisodeRecording:
             return True
         if self._stopped_s is None:
             return False
+        if wall_s - self._stopped_s >= max(CATCH_UP, self._settle_s):
+            return True  # as it would never end if the clock of a camera's machine were late
+        if self.transitions.count + self._late != self._news:
+            self._news, self._news_s = self.transitions.count + self._late, wall_s
         tally = self._tallies.get(self._joint_states)
         if (
             self._last_s is None
@@ -171,8 +184,8 @@ class EpisodeRecording:
             and (tally is None or tally.last_stamp_ns > self.transitions.last_ns)
         ):
             self._last_s = wall_s
-        everything = self._last_s is not None and wall_s - self._last_s >= LINGER
-        return everything or wall_s - self._stopped_s >= self._settle_s
+        everything = self._last_s is not None and wall_s - max(self._last_s, self._news_s) >= LINGER
+        return everything or wall_s - self._news_s >= self._settle_s
 
     def finish(self, reason: str = "") -> None:
         """Closes the bag in the writer's thread; `done` tells when. `reason`: why it is not complete, if so."""

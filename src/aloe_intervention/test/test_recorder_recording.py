@@ -198,6 +198,34 @@ def test_settled_gives_up_after_its_time(tmp_path):
     assert recording.join(30.0)
 
 
+def test_settled_waits_as_long_as_what_was_published_before_the_stop_still_comes_in(tmp_path):
+    """On a busy machine the word that an episode has stopped overtakes seconds of its messages."""
+    recording = open_recording(tmp_path / "e1", settle_s=1.0)
+    recording.stop(Outcome.SUCCESS, Termination.TASK, 10.0, published_ns=100 * TICK)
+    for step in range(5):
+        assert not recording.settled(10.0 + 0.8 * step)
+        recording.transitions.add(step, step * TICK, False)
+    assert not recording.settled(14.0)
+    recording.put(Message(JOINTS.name, joint_state(6 * TICK), 0, publish_ns=99 * TICK))
+    assert not recording.settled(14.9)
+    recording.put(Message(JOINTS.name, joint_state(7 * TICK), 0, publish_ns=101 * TICK))  # not of the episode: no news
+    assert not recording.settled(15.8)
+    assert recording.settled(15.95)
+    recording.finish()
+    assert recording.join(30.0)
+
+
+def test_settled_ends_even_if_a_clock_is_late(tmp_path):
+    recording = open_recording(tmp_path / "e1", settle_s=1.0)
+    recording.stop(Outcome.SUCCESS, Termination.TASK, 10.0, published_ns=100 * TICK)
+    for tenth in range(99):
+        recording.put(Message(JOINTS.name, joint_state(tenth), 0, publish_ns=tenth))
+        assert not recording.settled(10.0 + tenth / 10)
+    assert recording.settled(20.0)
+    recording.finish()
+    assert recording.join(30.0)
+
+
 def test_messages_from_before_the_start_are_recorded_but_not_rated(tmp_path):
     recording = open_recording(tmp_path / "e1")
     recording.put(Message(JOINTS.name, joint_state(5), 5, 5), before_start=True)

@@ -46,7 +46,7 @@ class RecorderNode(ManagedNode):
         self.declare_parameter("extra_topics", [""])  # further topics, of any known type
         self.declare_parameter("min_free_gb", 2.0)  # no episode starts with less; one under way is closed at half of it
         self.declare_parameter("queue_mb", 256.0)  # that may wait for the disk
-        self.declare_parameter("settle_timeout", 1.0)  # [s] wall time the last transition may take after STOPPED
+        self.declare_parameter("settle_timeout", 1.0)  # [s] wall time without news of an episode that has stopped, after which its bag is closed
         self.inlets = RawSubscriptions(self, self._on_message, self._on_lost)
         self.recording: EpisodeRecording | None = None
         self.closing: list[EpisodeRecording] = []
@@ -128,18 +128,18 @@ class RecorderNode(ManagedNode):
         if topic == self.transitions:
             self._on_transition(deserialize_message(data, Transition))
         elif topic == self.events:
-            self._on_event(deserialize_message(data, EpisodeEvent))
+            self._on_event(deserialize_message(data, EpisodeEvent), message.publish_ns)
 
     def _on_transition(self, transition: Transition) -> None:
         if self.recording is not None and transition.episode_id == self.episode_id:
             final = transition.terminated or transition.truncated
             self.recording.transitions.add(transition.step, stamp_to_ns(transition.header.stamp), final)
 
-    def _on_event(self, event: EpisodeEvent) -> None:
+    def _on_event(self, event: EpisodeEvent, published_ns: int) -> None:
         if event.event == EpisodeEvent.STARTED:
             self._start(event)
         elif event.event == EpisodeEvent.STOPPED and event.episode_id == self.episode_id:
-            self._stop(event)
+            self._stop(event, published_ns)
 
     def _on_lost(self, topic: str, count: int) -> None:
         if self.recording is not None:
@@ -195,10 +195,10 @@ class RecorderNode(ManagedNode):
             iteration=iteration,
         )
 
-    def _stop(self, event: EpisodeEvent) -> None:
+    def _stop(self, event: EpisodeEvent, published_ns: int) -> None:
         outcome, termination = Outcome(event.outcome), Termination(event.termination_reason)
         if self.recording is not None:
-            self.recording.stop(outcome, termination, time.monotonic())
+            self.recording.stop(outcome, termination, time.monotonic(), published_ns)
         elif self.low_space and outcome is not Outcome.UNLABELLED:
             # The bag had to be closed before the episode ended: its outcome goes beside it.
             try:

@@ -1,0 +1,81 @@
+"""What the chains of `evidence.py` ended in: one small record each, kept in docs/evidence.json so that later runs add to it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from evidence import VARIANTS
+
+from aloe_critic.metrics import METRICS_FILE
+
+
+@dataclass(frozen=True)
+class ChainResult:
+    """One seed of one row of the tables."""
+
+    row: str  # a name in VARIANTS, "bc", or a name with "+best": acting with the best of several chunks
+    seed: int
+    success: float  # [%] of the evaluation episodes
+    successes_per_hour: float  # of robot time
+    takeover: tuple[float, ...]  # [%] of the episodes with the human, by iteration
+    effective: float | None  # share of all samples left by the weights of the last iteration [%]
+
+
+def read_runs(out: Path, iterations: int) -> list[ChainResult]:
+    """Every chain in `out` that is finished."""
+    best = [f"{name}+best" for name, variant in VARIANTS.items() if variant.best_of]
+    bases = sorted(out.glob("seed_*"))
+    found = [_read(base, row, iterations) for row in ("bc", *VARIANTS, *best) for base in bases]
+    return [result for result in found if result is not None]
+
+
+def _read(base: Path, row: str, iterations: int) -> ChainResult | None:
+    name, _, acting = row.partition("+")
+    run = base / name
+    file = base / "bc_evaluation.json" if row == "bc" else run / f"evaluation{'_best' * bool(acting)}.json"
+    if not file.exists():
+        return None
+    evaluation = json.loads(file.read_text())["rollouts"]
+    files = [(base if number == 1 else run) / f"rollouts_{number}.json" for number in range(1, iterations + 1)]
+    takeover = [100 * json.loads(f.read_text())["rollouts"]["takeover_rate"] for f in files if f.exists()]
+    return ChainResult(
+        row,
+        int(base.name.removeprefix("seed_")),
+        100 * evaluation["success"],
+        evaluation["successes_per_hour"],
+        tuple(takeover),
+        _effective_share(run / f"{iterations:03d}" / METRICS_FILE),
+    )
+
+
+def _effective_share(metrics: Path) -> float | None:
+    """What the weights of an iteration leave: (sum w)^2 / (N sum w^2) over all N samples of the replay."""
+    if not metrics.exists():
+        return None
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return next((100 * r["weight_effective"] for r in rows if r["stage"] == "weights"), None)
+
+
+def merge(known: list[ChainResult], new: list[ChainResult]) -> list[ChainResult]:
+    """Both, sorted by row and seed; of the same seed and row the new one."""
+    found = {(r.row, r.seed): r for r in [*known, *new]}
+    return [found[key] for key in sorted(found)]
+
+
+def load(file: Path, budget: dict[str, Any]) -> list[ChainResult]:
+    """The records kept so far; none if there are none, or if they were made with another budget."""
+    if not file.exists():
+        return []
+    kept = json.loads(file.read_text())
+    if kept["budget"] != budget:
+        return []
+    return [ChainResult(**{**record, "takeover": tuple(record["takeover"])}) for record in kept["results"]]
+
+
+def save(file: Path, budget: dict[str, Any], results: list[ChainResult]) -> None:
+    """One line for each record, so that a difference between two versions can be read."""
+    lines = ",\n".join(json.dumps(asdict(result)) for result in results)
+    file.write_text(f'{{"budget": {json.dumps(budget)},\n"results": [\n{lines}\n]}}\n')
