@@ -8,7 +8,7 @@ from enum import Enum
 
 from aloe_core.errors import AloeError
 from aloe_core.vocabulary import EventType
-from aloe_intervention.episode_store import Episode
+from aloe_intervention.episode_store import Episode, EpisodeStore, check_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,34 @@ class StartRequest:
     seed: int = -1
     time_limit_s: float = 0.0
     episode_id: str = ""
+
+    def episode(
+        self, config: EpisodeConfig, store: EpisodeStore, previous: Episode | None, policy_version: str
+    ) -> Episode:
+        """The episode wanted, defaults filled in; without a seed the simulator counts on from `previous`, so that it can still be repeated.
+
+        Raises:
+            AloeError: the time limit or a name cannot be used; the sentence says why.
+        """
+        if not math.isfinite(self.time_limit_s) or self.time_limit_s < 0:
+            raise AloeError(f"time_limit {self.time_limit_s} s is not a length of time")
+        seed = self.seed
+        if config.simulator and seed < 0:
+            seed = 0 if previous is None else max(previous.seed, -1) + 1
+        task = self.task or ("" if config.simulator else "task")
+        if task:
+            check_name(task, "task")
+        episode_id = self.episode_id or store.new_id(task)
+        if store.taken(episode_id):
+            raise AloeError(f"episode '{episode_id}' exists already in {store.bags}; episodes are never overwritten")
+        return Episode(
+            episode_id=episode_id,
+            task=task,
+            instruction=self.instruction,
+            seed=seed,
+            time_limit_s=self.time_limit_s or (0.0 if config.simulator else config.time_limit_s),
+            policy_version=policy_version,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ Every way out of RUNNING (button, service, task, time limit, safety stop, lost n
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from enum import Enum
 
@@ -18,7 +17,7 @@ from aloe_core.chunk import NANOSECONDS
 from aloe_core.errors import AloeError
 from aloe_core.vocabulary import EventType, Outcome, SafetyState, Termination
 from aloe_intervention.episode_discards import Discards, RecorderView
-from aloe_intervention.episode_store import Episode, EpisodeStore, check_name
+from aloe_intervention.episode_store import Episode, EpisodeStore
 from aloe_intervention.episode_types import (
     Announce,
     AnswerDiscard,
@@ -107,7 +106,7 @@ class EpisodeManager:
             )
             return [AnswerStart(call, StartError.SAFETY_STOPPED, message, "")]
         try:
-            episode = self._episode(request)
+            episode = request.episode(self.config, self.store, self.episode, self.policy_version)
         except AloeError as error:
             return [AnswerStart(call, StartError.BAD_REQUEST, str(error), "")]
         self._previous, self.episode, self._call = self.episode, episode, call
@@ -116,30 +115,6 @@ class EpisodeManager:
             self._go(Phase.RESETTING, now)
             return [AskReset(episode)]
         return self._announce(episode, now)
-
-    def _episode(self, request: StartRequest) -> Episode:
-        if not math.isfinite(request.time_limit_s) or request.time_limit_s < 0:
-            raise AloeError(f"time_limit {request.time_limit_s} s is not a length of time")
-        seed = request.seed
-        if self.config.simulator and seed < 0:
-            # A button names no seed: count on, so that the episode can still be repeated.
-            seed = 0 if self.episode is None else max(self.episode.seed, -1) + 1
-        task = request.task or ("" if self.config.simulator else "task")
-        if task:
-            check_name(task, "task")
-        episode_id = request.episode_id or self.store.new_id(task)
-        if self.store.taken(episode_id):
-            raise AloeError(
-                f"episode '{episode_id}' exists already in {self.store.bags}; episodes are never overwritten"
-            )
-        return Episode(
-            episode_id=episode_id,
-            task=task,
-            instruction=request.instruction,
-            seed=seed,
-            time_limit_s=request.time_limit_s or (0.0 if self.config.simulator else self.config.time_limit_s),
-            policy_version=self.policy_version,
-        )
 
     def on_reset(
         self,

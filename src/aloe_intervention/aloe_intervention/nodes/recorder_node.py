@@ -46,7 +46,9 @@ class RecorderNode(ManagedNode):
         self.declare_parameter("extra_topics", [""])  # further topics, of any known type
         self.declare_parameter("min_free_gb", 2.0)  # no episode starts with less; one under way is closed at half of it
         self.declare_parameter("queue_mb", 256.0)  # that may wait for the disk
-        self.declare_parameter("settle_timeout", 1.0)  # [s] wall time without news of an episode that has stopped, after which its bag is closed
+        self.declare_parameter(
+            "settle_timeout", 1.0
+        )  # [s] wall time without news of an episode that has stopped, after which its bag is closed
         self.inlets = RawSubscriptions(self, self._on_message, self._on_lost)
         self.recording: EpisodeRecording | None = None
         self.closing: list[EpisodeRecording] = []
