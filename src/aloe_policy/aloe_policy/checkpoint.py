@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from aloe_core.robot import RobotDescription, explain
 
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = 1  # raised when older readers would misread a checkpoint
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2(2)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,15 @@ def write_checkpoint(
     normalisation: Mapping[str, list[float]],
     weights: Mapping[str, Tensor],
 ) -> str:
-    """Writes the folder as a whole or not at all, replacing an older checkpoint of that name; returns the content hash."""
+    """Writes the folder as a whole or not at all, replacing an older checkpoint of that name; returns the content hash.
+
+    A kill leaves the old checkpoint or the new one; where the file system cannot exchange two folders, possibly the old one as `.<name>.old-<pid>`.
+
+    Raises:
+        AloeError: something else has that name.
+    """
+    folder = Path(folder)
+    _check_replaceable(folder)
     tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     data = safetensors.torch.save(tensors)
     description = {
@@ -98,7 +108,6 @@ def write_checkpoint(
         "normalisation": dict(normalisation),
     }
     sha256 = _content_hash(description, data)
-    folder = Path(folder)
     new = folder.with_name(f".{folder.name}.new-{os.getpid()}")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -110,13 +119,7 @@ def write_checkpoint(
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-        folder.rename(old)
-        new.rename(folder)
-        shutil.rmtree(old)
-    else:
-        new.rename(folder)
+    _replace(folder, new)
     return sha256
 
 
@@ -180,6 +183,37 @@ def check_robot(spec: PolicySpec, robot: RobotDescription, where: str) -> None:
             f"{where} was made for robot '{spec.robot}' with hash {spec.robot_hash}, robot '{robot.name}' has hash {robot.hash}: "
             "arms, control rate or cameras differ"
         )
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raises `AloeError` unless `folder` is free, empty, or holds the files of a checkpoint and nothing else."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise AloeError(f"{folder} is not a checkpoint; choose another folder")
+    foreign = sorted(set(os.listdir(folder)) - {POLICY_FILE, WEIGHTS_FILE}) if folder.exists() else []
+    if foreign:
+        raise AloeError(f"{folder} holds '{foreign[0]}' and is not a checkpoint; choose another folder")
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Gives `new` the name `folder`; the folder that had it is removed."""
+    if not folder.exists():
+        new.rename(folder)
+    elif _exchange(folder, new):
+        shutil.rmtree(new)
+    else:
+        old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+        folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Each of two folders gets the name of the other, in one step; false where the C library or the file system cannot do that."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):
+        return False
+    return renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
 
 
 def _content_hash(description: Mapping[str, Any], weights: bytes) -> str:

@@ -28,7 +28,7 @@ class ChunkSource(Protocol):
         ...
 
     def chunk_batch(self, ticks: Tensor, horizon: int) -> SampleBatch:
-        """Observations at `ticks [B]` and the actions executed from there on; chunks never cross the end of an episode."""
+        """Observations at `ticks [B]`, the actions executed from there on, `action_mask` and `at_end`; chunks never cross the end of an episode."""
         ...
 
     def vectors(self) -> Mapping[str, np.ndarray]:

@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from aloe_policy.acting import ActingPolicy
 
 TYPE = "flow"
-MAX_ETA = 0.95  # our choice: where the field derived from a clean chunk stops growing; training only, integration ends earlier
-
-
+MAX_ETA = 0.95  # our choice: where a field derived from a clean chunk stops growing, in a policy that was taught fields
+LAST_ETA = 1 - 1e-6  # the same in a policy that was taught clean chunks; integration ends earlier
 MAX_STEPS = 1000  # of the integration
 
 
@@ -190,7 +189,8 @@ class FlowPolicy(TrainablePolicy):
         out = self.network(x, eta, tokens).float()
         if self.config.target == "velocity" and self.config.network == "transformer":
             return flow_matching.action_from_field(x, out, eta), out
-        return out, flow_matching.field_from_action(x, out, eta.clamp(max=MAX_ETA))
+        limit = MAX_ETA if self.config.target == "velocity" else LAST_ETA  # the same field in `loss` and in `act`
+        return out, flow_matching.field_from_action(x, out, eta.clamp(max=limit))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16)

@@ -32,6 +32,7 @@ class SampleBatch(TypedDict, total=False):
     instruction_text: list[str]  # the B instructions themselves, for policies with a tokenizer of their own
     action: Tensor  # float32 [B, H, A] executed actions; rows past the end of the episode repeat the last one
     action_mask: Tensor  # bool [B, H] which rows were executed; all if the key is missing
+    at_end: Tensor  # bool [B] the executed rows go on to the end of a complete episode, not to a gap in the recording
 
 
 class TrainablePolicy(nn.Module, ABC):

@@ -131,6 +131,13 @@ class RemotePolicy:
             raise AloeError(
                 f"policy server {self.url} drives joints {names}, robot '{self.robot.name}' has {list(self.robot.action_names)}"
             )
+        robot_hash = facts.get("robot_hash")
+        if robot_hash and robot_hash != self.robot.hash:
+            self.close()
+            raise AloeError(
+                f"policy server {self.url} drives a robot with hash {robot_hash}, robot '{self.robot.name}' has hash {self.robot.hash}: "
+                "arms, control rate or cameras differ"
+            )
         try:
             self.version, self.horizon = str(facts["version"]), int(facts["horizon"])
             self.camera_names = {self.robot.camera(c).name: c for c in facts["cameras"]}

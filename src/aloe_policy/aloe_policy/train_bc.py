@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor
 from torch.optim import AdamW
 from torch.utils.tensorboard import SummaryWriter
@@ -28,11 +30,19 @@ from aloe_policy.checkpoint import PolicySpec
 from aloe_policy.demonstrations import ChunkSource
 from aloe_policy.flow import FlowPolicy
 from aloe_policy.normalisation import Normalisation
-from aloe_policy.protocol import TrainablePolicy, to_device
+from aloe_policy.protocol import SampleBatch, TrainablePolicy, to_device
 
 STATE_FILE = "training.safetensors"
 POLICY_FOLDER = "policy"
 BATCHES, NOISE = 0, 1  # purposes of random numbers
+PATIENCE = timedelta(days=1)  # longest wait of processes for the one that reads bags and encodes images
+
+
+def launched_processes() -> Accelerator:
+    """This process among those that `accelerate launch` or `torchrun` started; where there is no GPU they train on CPUs."""
+    several = int(os.environ.get("WORLD_SIZE") or 1) > 1
+    cpu = several and not torch.accelerator.is_available()
+    return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
 
 
 def make_policy(config: BcConfig, robot: RobotDescription, data: ChunkSource) -> FlowPolicy:
@@ -60,17 +70,24 @@ class BcTrainer:
     """A run in the folder `output`: `training.safetensors` (to resume from), `policy/` (EMA weights), `tensorboard/`."""
 
     def __init__(
-        self, policy: TrainablePolicy, data: ChunkSource, config: BcConfig, output: Path, parent: str = ""
+        self,
+        policy: TrainablePolicy,
+        data: ChunkSource,
+        config: BcConfig,
+        output: Path,
+        parent: str = "",
+        accelerator: Accelerator | None = None,
     ) -> None:
-        """Prepares the run for whatever processes `accelerate` finds. Only weights that require a gradient are trained.
+        """Prepares the run. Only weights that require a gradient are trained.
 
         Args:
             parent: version of the checkpoint that `policy` is from; empty: it is fresh.
+            accelerator: the processes that train; None: whatever `accelerate` finds.
 
         Raises:
             AloeError: the batch cannot be split evenly.
         """
-        self.accelerator = Accelerator()
+        self.accelerator = accelerator or Accelerator()
         processes = self.accelerator.num_processes
         if config.batch_size % (processes * config.accumulate):
             raise AloeError(
@@ -93,10 +110,16 @@ class BcTrainer:
     def run(self, on_step: Callable[[int, float], None] = lambda step, loss: None) -> None:
         """Trains from the current step to the last; `on_step(steps done, mean loss)` is called every `log_every` steps in the main process.
 
+        A run that has done all its steps writes its policy once more, in case it was killed before it had.
+
         Raises:
-            AloeError: the loss is no longer finite.
+            AloeError: a loss or a weight is no longer finite; what was saved last is from before.
         """
         config = self.config
+        if self.step >= config.steps:
+            if self.accelerator.is_main_process:
+                self._save_policy()
+            return
         self.model.train()
         with contextlib.ExitStack() as stack:
             writer = None
@@ -108,18 +131,21 @@ class BcTrainer:
             while self.step < config.steps:
                 losses.append(self._train_step())
                 last = self.step == config.steps
+                saving = self.step % config.save_every == 0 or last
+                if saving:
+                    self._check_finite(losses)
                 if self.step % config.log_every == 0 or last:
                     loss = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
                     losses = []
                     if not math.isfinite(loss):
-                        raise AloeError(f"the training diverged before step {self.step}: lower learning_rate")
+                        raise self._diverged()
                     if writer is not None:
                         rate = (self.step - first) * config.batch_size / (time.monotonic() - began)
                         writer.add_scalar("loss", loss, self.step)
                         writer.add_scalar("learning_rate", self.learning_rate(), self.step)
                         writer.add_scalar("samples_per_second", rate, self.step)
                         on_step(self.step, loss)
-                if self.step % config.save_every == 0 or last:
+                if saving:
                     self.save()
 
     def learning_rate(self) -> float:
@@ -129,7 +155,7 @@ class BcTrainer:
         return config.learning_rate * warm_up * 0.5 * (1 + math.cos(math.pi * self.step / config.steps))
 
     def save(self) -> None:
-        """Writes the state of the run and the policy; a kill at any time leaves the old ones or the new ones."""
+        """Writes the state of the run and then the policy; a kill leaves each as it was before or as it is after."""
         self.accelerator.wait_for_everyone()
         if not self.accelerator.is_main_process:
             return
@@ -140,6 +166,10 @@ class BcTrainer:
         }
         facts = {"config": self._config, "data": self._data_hash, "parent": self.parent, "step": self.step}
         state.write_state(self.output / STATE_FILE, tensors, facts)
+        self._save_policy()
+
+    def _save_policy(self) -> None:
+        """Writes the checkpoint, of the averaged weights."""
         moving = self._moving()
         kept = {key: value.clone() for key, value in moving.items()}
         torch._foreach_copy_(list(moving.values()), list(self.ema.values()))
@@ -174,9 +204,29 @@ class BcTrainer:
         """What training changes and an average makes sense of: weights that are not frozen, and buffers of real numbers."""
         return {key: value for key, value in state.trained_state(self.policy).items() if value.is_floating_point()}
 
+    def _check_finite(self, losses: Sequence[Tensor]) -> None:
+        """Raises `AloeError` in every process if one of its losses or weights is not finite in any process."""
+        values = [*losses, *self._moving().values(), *self.ema.values()]
+        broken = torch.stack([~value.isfinite().all() for value in values]).any()
+        if self.accelerator.reduce(broken.float(), "sum"):
+            raise self._diverged()
+
+    def _diverged(self) -> AloeError:
+        return AloeError(f"the training diverged before step {self.step}: lower learning_rate")
+
+    def _batch(self, ticks: Tensor) -> SampleBatch:
+        """Samples at `ticks [B]`, on the device; with `hold_at_end` rows past the end of a complete episode count as well."""
+        batch = self.data.chunk_batch(ticks, self.policy.spec.horizon)
+        at_end = batch.pop("at_end")
+        if self.config.hold_at_end:  # our choice: rows that nothing is taught about are arbitrary, and may be executed
+            mask = batch.pop("action_mask") | at_end[:, None]
+            if not mask.all():
+                batch["action_mask"] = mask
+        return to_device(batch, self.accelerator.device)
+
     def _train_step(self) -> Tensor:
         """One gradient step; this process's mean loss."""
-        config, accelerator, horizon = self.config, self.accelerator, self.policy.spec.horizon
+        config, accelerator = self.config, self.accelerator
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         numbers = state.random_numbers(config.seed, BATCHES, self.step)
@@ -185,11 +235,7 @@ class BcTrainer:
         total = torch.zeros((), device=accelerator.device)
         for k in range(config.accumulate):
             part = accelerator.process_index * config.accumulate + k
-            batch = to_device(self.data.chunk_batch(parts[part], horizon), accelerator.device)
-            if (
-                config.hold_at_end
-            ):  # our choice: rows that nothing is taught about come out arbitrary, and may be executed
-                batch.pop("action_mask", None)
+            batch = self._batch(parts[part])
             noise = state.random_numbers(config.seed, NOISE, self.step, part)
             wait = k < config.accumulate - 1  # gradients are exchanged with the last part
             with accelerator.no_sync(self.model) if wait else contextlib.nullcontext():

@@ -172,3 +172,59 @@ def test_writing_is_atomic(robot: RobotDescription, folder: Path, monkeypatch: p
     with pytest.raises(OSError, match="no space"):
         make_policy(robot).save(folder, "bc-1")
     assert FlowPolicy.load_with_version(folder)[1] == before
+
+
+class Killed(Exception):
+    """Stands for the kill."""
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_leaves_one(
+    robot: RobotDescription, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renamed, rename = [], Path.rename
+
+    def killed_between_two(self: Path, target: Path) -> Path:
+        if renamed:
+            raise Killed
+        renamed.append(target)
+        return rename(self, target)
+
+    def killed(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise Killed
+
+    monkeypatch.setattr(Path, "rename", killed_between_two)
+    monkeypatch.setattr("aloe_policy.checkpoint.shutil.rmtree", killed)
+    with pytest.raises(Killed):
+        make_policy(robot).save(folder, "bc-1")
+    assert FlowPolicy.load_with_version(folder)[1].startswith("bc-1-")
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_only_the_new_checkpoint_remains(
+    robot: RobotDescription, folder: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchange:  # as on a file system that cannot
+        monkeypatch.setattr("aloe_policy.checkpoint._exchange", lambda one, other: False)
+    make_policy(robot).save(folder, "bc-1")
+    assert FlowPolicy.load_with_version(folder)[1].startswith("bc-1-")
+    assert [path.name for path in folder.parent.iterdir()] == ["policy"]
+
+
+def test_what_is_no_checkpoint_is_left_alone(robot: RobotDescription, folder: Path) -> None:
+    policy, before = make_policy(robot), FlowPolicy.load_with_version(folder)[1]
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(AloeError, match=r"policy holds 'notes\.txt' and is not a checkpoint; choose another folder"):
+        policy.save(folder, "bc-1")
+    assert FlowPolicy.load_with_version(folder)[1] == before
+    assert (folder / "notes.txt").read_text() == "mine"
+    file, link, empty = (folder.parent / name for name in ("file", "link", "empty"))
+    file.write_text("mine")
+    link.symlink_to(folder)
+    for other in (file, link):
+        with pytest.raises(AloeError, match="is not a checkpoint; choose another folder"):
+            policy.save(other, "bc-1")
+    assert file.read_text() == "mine"
+    empty.mkdir()
+    policy.save(empty, "bc-1")
+    assert FlowPolicy.load_with_version(empty)[1].startswith("bc-1-")

@@ -9,7 +9,7 @@ import torch
 from aloe_core.errors import AloeError
 from aloe_core.robot import RobotDescription, load_robot
 from aloe_policy.checkpoint import PolicySpec
-from aloe_policy.flow import FlowConfig, FlowPolicy
+from aloe_policy.flow import MAX_ETA, FlowConfig, FlowPolicy
 from aloe_policy.normalisation import MIN_STD, Normalisation
 from aloe_policy.protocol import SampleBatch, select
 
@@ -105,6 +105,29 @@ def test_every_network_and_target_learns(robot: RobotDescription, config: dict) 
     error = (policy.eval().act(test, generator) - test["action"]).square().mean().sqrt()
     spread = test["action"].std()
     assert error < 0.4 * spread
+
+
+class Knows(torch.nn.Module):
+    """Knows that the clean chunk is zero, and tells it as a network that was taught `target` does."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__()
+        self.target = target
+
+    def forward(self, x: torch.Tensor, eta: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        left = (1 - eta)[:, None, None]
+        return x - x / left * left.clamp(min=1 - MAX_ETA) if self.target == "velocity" else torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("target", ["action", "velocity"])
+@pytest.mark.parametrize(("method", "steps"), [("euler", 10), ("euler", 50), ("euler", 1000), ("midpoint", 20)])
+def test_a_chunk_that_is_known_is_reached_without_noise(
+    robot: RobotDescription, target: str, method: str, steps: int
+) -> None:
+    policy, batch = make_policy(robot, target=target, method=method, steps=steps).eval(), waves(4)
+    policy.network = Knows(target)
+    chunk = policy.act(batch, torch.Generator().manual_seed(0))
+    assert policy.normalisation["action"](chunk).abs().max() < 1e-5
 
 
 def test_normalisation_goes_there_and_back() -> None:

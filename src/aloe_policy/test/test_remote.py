@@ -19,7 +19,7 @@ from websockets.sync.server import serve
 from aloe_core.errors import AloeError
 from aloe_core.observation import Observation
 from aloe_core.policy import load_policy
-from aloe_core.robot import load_robot
+from aloe_core.robot import RobotDescription, load_robot
 from aloe_policy.remote import API_KEY_VARIABLE, RemotePolicy
 from aloe_policy.server import PolicyServer
 from aloe_policy.wire import MAX_FRAME_BYTES, pack, unpack
@@ -137,6 +137,12 @@ def test_another_robot_is_refused(running: Running) -> None:
     arm = ROBOT.model_copy(update={"arms": ROBOT.arms[:1]})
     with pytest.raises(AloeError, match=r"drives joints .* robot 'aloha_sim' has"):
         RemotePolicy(running.url, arm)
+
+
+def test_another_control_rate_is_refused(running: Running) -> None:
+    slow = RobotDescription.model_validate(ROBOT.model_dump() | {"control_rate_hz": 25.0})
+    with pytest.raises(AloeError, match=f"hash {ROBOT.hash}, robot 'aloha_sim' has hash {slow.hash}: .* control rate"):
+        RemotePolicy(running.url, slow)
 
 
 def good() -> dict:

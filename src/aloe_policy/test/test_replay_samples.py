@@ -139,6 +139,18 @@ def test_hg_dagger_protocol_has_no_critic(tmp_path: Path) -> None:
     assert samples.train_policy.all()
     assert np.isnan(samples.chunk_return).all()
     assert samples.batch(np.arange(8))["action_mask"].sum(axis=1).tolist() == list(range(8, 0, -1))
+    assert samples.to_end.all()
+
+
+def test_nothing_is_known_to_follow_a_chunk_only_at_the_end_of_its_fragment(tmp_path: Path) -> None:
+    store = make_store(tmp_path, SyntheticEpisode(ROBOT, steps=30, human=(10, 30)))
+    source = store.arrays["source"].copy()
+    source[20:23] = int(Source.NONE)  # nobody drives for a moment
+    store.arrays["source"] = source
+    aloe, dagger = (ChunkSamples(store, 8, protocol=protocol) for protocol in ("aloe", "hg_dagger"))
+    assert aloe.to_end.all()
+    assert dagger.start[dagger.to_end].tolist() == list(range(23, 30))
+    assert dagger.start[~dagger.to_end].tolist() == list(range(10, 20))
 
 
 def test_no_chunk_crosses_an_episode_and_missing_ends_do_not_pretend(tmp_path: Path) -> None:

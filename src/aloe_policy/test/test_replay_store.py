@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,7 @@ def test_incomplete_bags_are_used_and_named(tmp_path: Path) -> None:
     report = store.ingest([folder], ROBOT)
     assert len(report.incomplete) >= 2
     assert not store.episodes[0].complete
+    assert not store.reaches_end(store.starts()).any()
     assert "incomplete" in report.text()
 
 
@@ -193,10 +195,27 @@ def test_a_store_is_made_for_one_purpose(tmp_path: Path, change: dict, sentence:
         store.ingest([tmp_path / "bags"], **{**arguments, **change})
 
 
-def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
+def test_a_second_writer_waits_for_the_first_but_not_for_ever(tmp_path: Path) -> None:
     write_bags(tmp_path / "bags", 1)
-    with locked(tmp_path / "store"), pytest.raises(AloeError, match="is being written by another process"):
-        ReplayStore(tmp_path / "store").ingest([tmp_path / "bags"], ROBOT)
+    order: list[str] = []
+    with ThreadPoolExecutor() as pool:
+        with locked(tmp_path / "store"):
+            report = pool.submit(
+                ReplayStore(tmp_path / "store").ingest,
+                [tmp_path / "bags"],
+                ROBOT,
+                on_progress=lambda done, total: order.append("second"),
+            )
+            time.sleep(0.3)
+            order.append("first")
+        assert report.result().added == 1
+    assert order == ["first", "second"]
+    with (
+        locked(tmp_path / "store"),
+        pytest.raises(AloeError, match="is being written by another process"),
+        locked(tmp_path / "store", timeout=0.1),
+    ):
+        pass
 
 
 def test_an_empty_store_says_so(tmp_path: Path) -> None:
@@ -331,6 +350,7 @@ def test_missing_ticks_cut_the_episode(tmp_path: Path) -> None:
     assert store.segments.tolist() == [[0, 3, 0], [4, 10, 0]]  # the observation after step 3 was lost with step 4
     batch = store.chunk_batch(store.starts(), horizon=4)
     assert batch["action_mask"].sum(axis=1).tolist() == [3, 2, 1, 4, 4, 4, 3, 2, 1]
+    assert store.reaches_end(store.starts()).tolist() == [False] * 3 + [True] * 6
     np.testing.assert_array_equal(batch["action"][0], episode.executed[[0, 1, 2, 2]])
 
 

@@ -38,6 +38,7 @@ def test_only_good_episodes_are_cloned(store: ReplayStore) -> None:
     assert batch["action_mask"].sum(1).tolist() == [min(6, 10 - t) for t in range(10)] + [
         min(6, 12 - t) for t in range(12)
     ]
+    assert batch["at_end"].tolist() == [True] * 22
     assert batch["images"]["overhead"].shape == (22, 16, 16, 3)
     assert batch["images"]["overhead"].dtype == torch.uint8
     assert batch["object_state"].shape == (22, 7)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from aloe_core.bag_format import EpisodeInfo
 from aloe_core.cli import main
 from aloe_core.errors import AloeError
 from aloe_core.robot import load_robot
@@ -52,6 +53,7 @@ class Episodes:
             "object_state": self.state[ticks, :7],
             "action": action,
             "action_mask": rows < stop,
+            "at_end": torch.ones(len(ticks), dtype=torch.bool),
         }
 
     def vectors(self) -> dict[str, np.ndarray]:
@@ -107,6 +109,51 @@ def test_a_killed_and_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(tmp_pat
     assert len(hashes) == 1
 
 
+@pytest.mark.parametrize("save_every", [6, 100])
+def test_a_run_killed_before_its_last_policy_writes_it_when_resumed(tmp_path: Path, save_every: int) -> None:
+    config = replace(CONFIG, save_every=save_every)
+    broken = trainer(tmp_path / "broken", config)
+    original = broken.policy.save
+
+    def save(folder: Path, name: str) -> str:
+        if broken.step == config.steps:  # the state of the last step is there already
+            raise Killed
+        return original(folder, name)
+
+    broken.policy.save = save
+    with pytest.raises(Killed):
+        broken.run()
+    resumed = trainer(tmp_path / "broken", config)
+    resumed.resume()
+    assert resumed.step == config.steps
+    resumed.run()
+    trainer(tmp_path / "whole", config).run()
+    versions = {FlowPolicy.load_with_version(tmp_path / run / "policy")[1] for run in ("whole", "broken")}
+    assert len(versions) == 1
+
+
+@pytest.mark.parametrize("broken", ["loss", "weight"])
+def test_a_diverged_run_keeps_what_was_saved_before(tmp_path: Path, broken: str) -> None:
+    run = trainer(tmp_path, replace(CONFIG, save_every=3, log_every=12))
+    original = run._train_step
+
+    def step() -> torch.Tensor:
+        loss = original()
+        if run.step == 5 and broken == "weight":
+            with torch.no_grad():
+                next(run.policy.parameters()).fill_(float("inf"))
+        return loss * float("nan") if run.step == 5 and broken == "loss" else loss
+
+    run._train_step = step
+    with pytest.raises(AloeError, match="the training diverged before step 6: lower learning_rate"):
+        run.run()
+    FlowPolicy.load(tmp_path / "policy", ROBOT)
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / STATE_FILE).values())
+    resumed = trainer(tmp_path, replace(CONFIG, save_every=3, log_every=12))
+    resumed.resume()
+    assert resumed.step == 3
+
+
 def test_resume_refuses_another_run(tmp_path: Path) -> None:
     trainer(tmp_path).run()
     with pytest.raises(AloeError, match=r"started with learning_rate = 0\.001, not 0\.1"):
@@ -160,6 +207,31 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path: Path) -
         torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_the_command_in_two_processes_trains_as_one(tmp_path: Path) -> None:
+    root = bags(tmp_path / "bags", [Outcome.SUCCESS] * 2)
+    config = tmp_path / "bc.yaml"
+    settings = "horizon: 4\nsteps: 2\nbatch_size: 4\nwarmup_steps: 0\npolicy: {width: 16, layers: 1}\n"
+    config.write_text(settings)
+    command = ["train", "bc", str(root), "--config", str(config), "--output"]
+    result = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        + ["-m", "aloe_core.cli", *command, str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("16 samples") == 1
+    config.write_text(settings + "accumulate: 2\n")
+    assert main([*command, str(tmp_path / "one")]) == 0
+    two, one = (load_file(tmp_path / name / STATE_FILE) for name in ("two", "one"))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=1e-6)
+    assert FlowPolicy.load(tmp_path / "two" / "policy", ROBOT).spec.horizon == 4
+
+
 @pytest.mark.parametrize("hold", [True, False])
 def test_rows_past_the_end_teach_to_hold_if_wanted(tmp_path: Path, hold: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[SampleBatch] = []
@@ -172,6 +244,22 @@ def test_rows_past_the_end_teach_to_hold_if_wanted(tmp_path: Path, hold: bool, m
     assert seen[0]["action"].shape == (16, 6, 14)
 
 
+def test_rows_past_a_gap_teach_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = SyntheticEpisode.messages
+
+    def without_one(self: SyntheticEpisode, info: EpisodeInfo) -> list:
+        return [m for m in messages(self, info) if not (m[0].endswith("transition") and m[2].step == 5)]
+
+    monkeypatch.setattr(SyntheticEpisode, "messages", without_one)
+    root = bags(tmp_path / "bags", [Outcome.SUCCESS], steps=12)
+    data = open_demonstrations(tmp_path / "store", [root], ROBOT, CONFIG)
+    assert data.store.segments.tolist() == [[0, 4, 0], [5, 11, 0]]  # the observation after step 4 was lost with step 5
+    run = BcTrainer(make_policy(CONFIG, ROBOT, data), data, CONFIG, tmp_path)
+    batch = run._batch(torch.arange(len(data)))
+    assert batch["action_mask"].sum(1).tolist() == [4, 3, 2, 1] + [6] * 6
+    assert "action_mask" not in run._batch(torch.arange(4, len(data)))  # held at the end of the episode
+
+
 def test_an_uneven_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AloeError, match="batch_size 16 cannot be split evenly over 1 processes x 3 parts"):
         trainer(tmp_path, replace(CONFIG, accumulate=3))
@@ -179,7 +267,7 @@ def test_an_uneven_split_is_refused(tmp_path: Path) -> None:
 
 def bags(folder: Path, outcomes: Sequence[Outcome], cameras: Sequence[str] = (), **options) -> Path:
     for seed, outcome in enumerate(outcomes):
-        episode = SyntheticEpisode(ROBOT, steps=8, seed=seed, outcome=outcome, cameras=cameras, **options)
+        episode = SyntheticEpisode(ROBOT, **{"steps": 8, **options}, seed=seed, outcome=outcome, cameras=cameras)
         episode.write(folder / f"episode_{seed}")
     return folder
 
@@ -233,6 +321,8 @@ def test_the_command_trains_and_refuses_what_cannot_work(
 
     refused([*base, "--output", str(tmp_path / "run")], "holds a run already")
     refused([*base, "--output", str(tmp_path / "new"), "--resume"], "holds no run to resume")
+    (tmp_path / "thesis" / "policy").mkdir(parents=True)
+    refused([*base, "--output", str(tmp_path / "thesis")], "policy exists already; choose another folder as output")
     (tmp_path / "empty").mkdir()
     refused(["train", "bc", str(tmp_path / "empty"), "--output", str(tmp_path / "x")], "no bags in")
     config.write_text("robot: bimanual_ur5e\n")

@@ -22,7 +22,7 @@ def serve(
 
     Args:
         policy: checkpoint folder, or the name of a policy.
-        robot: name or file of the robot description.
+        robot: name or file of the description of the robot that the policy was made for, e.g. my_robot.yaml.
         host: address to listen on; 0.0.0.0 for all: then set ALOE_API_KEY.
         port: port to listen on; 0 takes a free one.
         device: cpu, cuda, cuda:1; empty takes the policy's default.

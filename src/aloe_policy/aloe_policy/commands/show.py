@@ -27,7 +27,7 @@ def policy(
         output: PNG file to write.
         every: ticks between two proposals.
         samples: chunks drawn per proposal.
-        robot: name or file of the robot description; empty takes the one the bag names.
+        robot: name or file of the robot description; empty takes the one the bag names, if it is found by that name.
     """
     if every < 1 or samples < 1:
         raise AloeError("--every and --samples must be at least 1")

@@ -38,7 +38,7 @@ def bc(
         threads: CPU threads; 0: as many as torch chooses.
     """
     from aloe_policy.bc_config import BcConfig, load_config
-    from aloe_policy.train_bc import STATE_FILE
+    from aloe_policy.train_bc import POLICY_FOLDER, STATE_FILE
 
     chosen = load_config(config) if config else BcConfig()
     if (output / STATE_FILE).exists() != resume:
@@ -48,14 +48,18 @@ def bc(
             else "holds a run already: continue it with --resume, or choose another folder"
         )
         raise AloeError(f"{output} {what}")
+    if not resume and (output / POLICY_FOLDER).exists():
+        raise AloeError(f"{output / POLICY_FOLDER} exists already; choose another folder as output")
 
     import torch
 
     from aloe_core.robot import load_robot
     from aloe_policy.demonstrations import open_demonstrations
-    from aloe_policy.train_bc import POLICY_FOLDER, BcTrainer, make_policy
+    from aloe_policy.train_bc import BcTrainer, launched_processes, make_policy
     from aloe_policy.trainable import load_trainable
 
+    processes = launched_processes()
+    main = processes.is_main_process
     if threads:
         torch.set_num_threads(threads)
     robot = load_robot(chosen.robot)
@@ -65,12 +69,16 @@ def bc(
         start.check_trainable()
         chosen.check_continues(start.spec, policy)
     folder = store or output / "replay"
-    with _bar("reading bags", "bag") as bags_bar, _bar("encoding images", "image") as images_bar:
+    with (
+        processes.main_process_first(),
+        processes.local_main_process_first(),  # each machine may have a disk of its own
+        _bar("reading bags", "bag", main) as bags_bar,
+        _bar("encoding images", "image", main) as images_bar,
+    ):
         data = open_demonstrations(folder, bags, robot, chosen, workers, _shown(bags_bar), _shown(images_bar), start)
-    trainer = BcTrainer(start or make_policy(chosen, robot, data), data, chosen, output, parent)
+    trainer = BcTrainer(start or make_policy(chosen, robot, data), data, chosen, output, parent, processes)
     if resume:
         trainer.resume()
-    main = trainer.accelerator.is_main_process
     if main:
         trained, frozen = (
             sum(p.numel() for p in trainer.policy.parameters() if p.requires_grad == wanted) / 1e6
@@ -93,9 +101,9 @@ def bc(
         print(f"policy: {output / POLICY_FOLDER}")
 
 
-def _bar(title: str, unit: str) -> tqdm:
-    """A progress bar that appears with its first progress, on a terminal only."""
-    return tqdm(desc=title, unit=unit, disable=None, delay=0.5)
+def _bar(title: str, unit: str, wanted: bool) -> tqdm:
+    """A progress bar that appears with its first progress, if `wanted` and on a terminal."""
+    return tqdm(desc=title, unit=unit, disable=None if wanted else True, delay=0.5)
 
 
 def _shown(bar: tqdm) -> Callable[[int, int], None]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -34,6 +35,8 @@ LABELS_FILE = "labels.json"
 FEATURES_FILE = "features.json"
 LOCK_FILE = ".lock"
 LARGEST_SIDE = 8192  # [pixel] as for cameras
+LOCK_SECONDS = 60.0  # longest wait for another process that writes the store
+LOCK_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -210,16 +213,24 @@ def map_array(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray
 
 
 @contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """One writer at a time; the lock goes with the process, however it ends.
+def locked(root: Path, timeout: float = LOCK_SECONDS) -> Iterator[None]:
+    """One writer at a time, others wait for it; the lock goes with the process, however it ends.
+
+    Args:
+        timeout: longest wait [s].
 
     Raises:
-        AloeError: another process writes the store.
+        AloeError: another process still writes the store after that time.
     """
     root.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + timeout
     with open(root / LOCK_FILE, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AloeError(f"store {root} is being written by another process") from None
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise AloeError(f"store {root} is being written by another process") from None
+            time.sleep(LOCK_POLL_SECONDS)
         yield

@@ -38,6 +38,7 @@ class ChunkSamples:
         source: uint8 `[N]`, `Source` of the fragment.
         outcome, episode_outcome: uint8 `[N]`, `Outcome` of the fragment and of the episode.
         fragment: int64 `[N]`, number of the fragment, unique over the samples; episode: int64 `[N]`, number of the episode in the store.
+        to_end: bool `[N]`, the chunk may hold every step up to the end of its fragment, so that nothing is known to follow its last row.
         iteration: int64 `[N]`, improvement iteration of the episode.
         train_policy, train_critic: bool `[N]`, what the protocol allows the chunk to train.
         failure_cost: C_fail [steps].
@@ -87,7 +88,7 @@ class ChunkSamples:
         self.source = columns["source"].astype(np.uint8)
         self.outcome = columns["outcome"].astype(np.uint8)
         self.episode_outcome = columns["episode_outcome"].astype(np.uint8)
-        self.episode, self.fragment = columns["episode"], columns["fragment"]
+        self.episode, self.fragment, self.to_end = columns["episode"], columns["fragment"], columns["to_end"]
         self.train_policy, self.train_critic = columns["train_policy"], columns["train_critic"]
         self.iteration = np.array([e.iteration for e in store.episodes], np.int64)[self.episode]
         self._returns(columns)
@@ -169,6 +170,7 @@ class ChunkSamples:
         columns = {
             "start": at + first,
             "stop": stop + first,
+            "to_end": stop == spread([f.stop for f in fragments], np.int64),
             "critic_steps": critic_stop - at,
             "source": spread([f.source for f in fragments], np.int64),
             "outcome": spread([f.outcome for f in fragments], np.int64),

@@ -86,7 +86,7 @@ class ReplayStore:
             on_progress: called with (bags done, bags).
 
         Raises:
-            AloeError: no bags; the store was made for another robot, other cameras or another size; another process writes it; the disk refuses.
+            AloeError: no bags; the store was made for another robot, other cameras or another size; another process does not stop writing it; the disk refuses.
         """
         report = ingest(self.root, bags, robot, cameras, image_size, object_state, workers, on_progress)
         self.reload()
@@ -128,6 +128,12 @@ class ReplayStore:
     def episode_of(self, rows: np.ndarray) -> np.ndarray:
         """Number of the episode of each row, int64 `[B]`."""
         return self.segments[self.segment_of(rows), 2]
+
+    def reaches_end(self, rows: np.ndarray) -> np.ndarray:
+        """Whether the segment of each row ends with a complete episode, bool `[B]`; others end before a gap, or where a recording was killed."""
+        _, stop, number = self.segments[self.segment_of(rows)].T
+        ends = np.array([e.start + e.steps if e.complete else -1 for e in self.episodes], np.int64)
+        return stop == ends[number]
 
     def observe(self, rows: np.ndarray, encoder: str | None = None, images: bool | None = None) -> dict[str, Any]:
         """Observations at rows `[B]`, the last ones of episodes included.

@@ -80,14 +80,15 @@ class ReplayChunks:
             raise AloeError(f"store {store.root}: none of {len(candidates)} episodes ended in {wanted}")
         self.store, self.encoder, self.instructions = store, encoder, instructions
         self.rows = store.starts(self.episodes)
+        self.at_end = torch.from_numpy(store.reaches_end(self.rows))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def chunk_batch(self, ticks: Tensor, horizon: int) -> SampleBatch:
-        """Observations at chunk starts `ticks [B]` = 0 .. len - 1 and the actions executed from there on."""
+        """Observations at chunk starts `ticks [B]` = 0 .. len - 1, the actions executed from there on, and `at_end`."""
         batch = self.store.chunk_batch(self.rows[ticks.numpy()], horizon, encoder=self.encoder)
-        return sample_batch(batch, self.instructions)
+        return {**sample_batch(batch, self.instructions), "at_end": self.at_end[ticks]}
 
     def vectors(self) -> Mapping[str, np.ndarray]:
         """All values `[N, D]` of `state`, `action` and, if there, `object_state`."""
