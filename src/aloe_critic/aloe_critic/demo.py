@@ -220,7 +220,9 @@ def closing_lines(summary: dict[str, Any]) -> list[str]:
     for name in ("before", "after"):
         result = summary[f"success_{name}"]
         lines.append(f"success {name:<6} {success_text(round(result['success'] * result['n']), result['n'])}")
-    rates = ", ".join(f"{100 * rate:.0f}" for rate in summary["takeover_rates"])
-    lines.append(f"take-overs     in {rates} % of the episodes, round by round; {summary['interventions']} in all")
+    config = summary["config"]
+    episodes = [config["episodes"]] * config["rounds"] + [config["new_episodes"]]
+    counts = [f"{round(rate * n)} of {n}" for rate, n in zip(summary["takeover_rates"], episodes, strict=True)]
+    lines.append(f"take-overs     in {', '.join(counts)} episodes, round by round; {summary['interventions']} in all")
     lines.append(f"report         {summary['report']}")
     return lines

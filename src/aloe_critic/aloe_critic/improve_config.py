@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from aloe_core.errors import AloeError
 from aloe_core.robot import explain
 from aloe_core.yaml_file import parse_yaml, read_yaml
-from aloe_critic.critic import CriticConfig
+from aloe_critic.critic import CriticConfig, small
 from aloe_critic.improvement import ImproveConfig
 from aloe_critic.methods import make_method
 
@@ -63,14 +63,18 @@ def overridden(
 
 
 def check(config: ImproveConfig) -> ImproveConfig:
-    """Whether method and options exist.
+    """Whether the method, its options and the critic's settings exist and have values that can be used.
 
     Raises:
         AloeError: they do not; the message names them.
     """
-    make_method(
-        config.method,
-        CriticConfig(state_dim=1, action_dim=1, horizon=1, width=8, layers=1, attention_heads=1),
-        config.options,
-    )
+    known = {field.name for field in fields(CriticConfig)}
+    if unknown := set(config.critic) - known:
+        raise AloeError(f"critic has no setting '{min(unknown)}'; it has: {', '.join(sorted(known))}")
+    inputs = {"state_dim": 1, "action_dim": 1, "horizon": 0}
+    try:
+        TypeAdapter(CriticConfig).validate_python({**asdict(small(**inputs)), **config.critic})
+    except ValidationError as error:
+        raise AloeError(f"critic: {explain(error)}") from None
+    make_method(config.method, replace(small(**inputs), horizon=1, steps_per_token=1, width=8), config.options)
     return config

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from aloe_core.vocabulary import Outcome
 from aloe_critic.best_of_n import BestOfN
 from aloe_critic.critic import CriticConfig
 from aloe_critic.critic_file import CRITIC_FILE, CriticFacts, chunk_critic, load_critic, save_critic
-from aloe_critic.learner import Learner, LearnerConfig, Progress
+from aloe_critic.learner import STATE_FILE, Learner, LearnerConfig, Progress
 from aloe_critic.methods import Method, make_method
 from aloe_critic.replay import StoreReplay, fit_to
 from aloe_policy.protocol import TrainablePolicy
@@ -277,7 +278,7 @@ def _begin(
     episodes: Sequence[int] | None,
 ) -> StoreReplay:
     """The replay of an iteration. One that was interrupted goes on with the episodes it began with, whatever was recorded since; if something else is
-    asked for now, or those episodes were labelled anew, it starts from the beginning."""
+    asked for now, or those episodes were labelled anew, it starts from the beginning, and what was there is kept beside it."""
     file = folder / STARTED_FILE
     asked = {"policy": parent, "config": json.loads(json.dumps(asdict(config)))}
     if file.exists():
@@ -286,11 +287,25 @@ def _begin(
             replay = make_replay(store, policy, config, began["episodes"])
             if replay.digest == began["digest"]:
                 return replay
-        shutil.rmtree(folder)
+        if (folder / STATE_FILE).exists():
+            kept = _unused(folder.with_name(f"{folder.name}.abandoned"))
+            folder.rename(kept)
+            warnings.warn(f"{folder} was begun with other settings or labels; it is kept as {kept.name}", stacklevel=3)
+        else:
+            shutil.rmtree(folder)
     replay = make_replay(store, policy, config, episodes)
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(file, json.dumps({**asked, "episodes": replay.samples_of.episodes, "digest": replay.digest}))
     return replay
+
+
+def _unused(folder: Path) -> Path:
+    """`folder`, or that name with the first number nobody has used."""
+    number, free = 1, folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
 
 
 def _encoder(policy: TrainablePolicy) -> str:
@@ -314,12 +329,13 @@ def _looks(policy: Path, robot: RobotDescription) -> _Looks:
 
 
 def _warm_start(method: Method, facts: CriticFacts, file: Path) -> bool:
-    """Continues from the critic of the iteration before, if there is one of the same method and size."""
+    """Continues from the critic of the iteration before, if there is one of the same method, size and discount."""
     if not method.learns or not file.exists():
         return False
     previous, before, _ = load_critic(file)
-    if (before.method, before.critic, before.options) != (facts.method, facts.critic, facts.options):
+    same = lambda f: (f.method, f.critic, f.options, f.gamma)  # noqa: E731
+    if same(before) != same(facts):
         return False
-    method.load_state_dict(previous.state_dict())
+    method.continue_from(previous)
     method.train()
     return True

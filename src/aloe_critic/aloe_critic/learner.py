@@ -168,13 +168,14 @@ class Learner:
         for step, generator in self._steps(ACTOR, self.actor_step, config.actor_steps):
             if config.refresh and step and step % config.refresh == 0 and method.needs_policy_chunks:
                 self.weight_N = self._judge(refresh=step)
+                module.train()  # to judge it, the actor has acted
                 usable = self._usable(self.weight_N)
                 sampler = self._sampler(usable, shares)
             index = usable[self._draw(sampler, ACTOR, step, size)]
             assert self.weight_N is not None
             batch = on_device(self.replay.chunks(index), self.device)
             if config.hold_at_end:
-                batch["action_mask"] = batch["action_mask"] | self.replay.facts.success[index, None].to(self.device)
+                batch["action_mask"] = batch["action_mask"] | self.replay.facts.held[index, None].to(self.device)
             loss, info = method.actor_loss(module, batch, self.weight_N[index].to(self.device), generator)
             self._descend(
                 "actor",

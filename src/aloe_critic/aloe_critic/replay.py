@@ -36,6 +36,7 @@ class StoreReplay:
             source=torch.from_numpy(samples.source),
             outcome=torch.from_numpy(samples.outcome),
             episode_outcome=torch.from_numpy(samples.episode_outcome),
+            to_end=torch.from_numpy(samples.to_end),
             train_policy=torch.from_numpy(samples.train_policy),
             train_critic=torch.from_numpy(samples.train_critic),
         )

@@ -40,6 +40,7 @@ class ToyReplay:
             source=torch.where(human, Source.HUMAN, Source.POLICY).to(torch.uint8),
             outcome=torch.where(good, Outcome.SUCCESS, Outcome.FAILURE).to(torch.uint8),
             episode_outcome=torch.where(good, Outcome.SUCCESS, Outcome.FAILURE).to(torch.uint8),
+            to_end=torch.ones(size, dtype=torch.bool),
             train_policy=torch.ones(size, dtype=torch.bool),
             train_critic=torch.ones(size, dtype=torch.bool),
         )

@@ -93,9 +93,9 @@ def test_an_interrupted_iteration_goes_on_with_the_episodes_it_began_with(record
     bags.append(recorded / "failed")  # recorded in the meantime
     assert improve(tmp_path / "run").episodes == 2
     assert improve(tmp_path / "run").episodes == 3  # the next iteration has them
-    other = improve(
-        tmp_path / "other", replace(QUICK, method="filtered_bc")
-    )  # something else was asked for: from the beginning
+    with pytest.warns(UserWarning, match=r"was begun with other settings or labels; it is kept as 001\.abandoned"):
+        other = improve(tmp_path / "other", replace(QUICK, method="filtered_bc"))
+    assert (tmp_path / "other" / "001.abandoned" / "learner.safetensors").exists()
     assert (other.iteration, other.method, other.episodes) == (1, "filtered_bc", 3)
 
 

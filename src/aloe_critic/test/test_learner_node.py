@@ -12,6 +12,8 @@ from aloe_core.robot import load_robot
 
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
 
+from lifecycle_msgs.msg import Transition  # noqa: E402
+from lifecycle_msgs.srv import ChangeState  # noqa: E402
 from rclpy.action import ActionClient  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
@@ -138,6 +140,20 @@ def test_a_cancelled_improvement_is_continued_by_the_next(graph):
     spin_until(graph, future.done)
     assert future.result().result.error_code == ImprovePolicy.Goal.BAD_REQUEST
     assert "unknown method 'ppo'" in future.result().result.error_msg
+
+    for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_ACTIVATE):
+        change(graph, transition)
+    _, future = improve(graph, ImprovePolicy.Goal(method="filtered_bc"))
+    spin_until(graph, future.done)
+    assert future.result().result.success, future.result().result.error_msg
+
+
+def change(node, transition: int) -> None:
+    client = node.create_client(ChangeState, "learner_node/change_state")
+    spin_until(node, client.service_is_ready)
+    future = client.call_async(ChangeState.Request(transition=Transition(id=transition)))
+    spin_until(node, future.done)
+    assert future.result().success
 
 
 def chunk_message(stamp_ns):

@@ -1,5 +1,7 @@
 """What each method weighs and which target it learns."""
 
+import math
+
 import pytest
 import torch
 from critic_toys import CRITIC, ToyReplay, toy_policy
@@ -7,8 +9,11 @@ from critic_toys import CRITIC, ToyReplay, toy_policy
 from aloe_core.errors import AloeError
 from aloe_core.vocabulary import Outcome, Source
 from aloe_critic.methods import METHODS, SampleFacts, make_method
-from aloe_critic.methods.aloe import complete
+from aloe_critic.methods.aloe import as_recorded, complete
 from aloe_critic.methods.recap import ConditionedPolicy, Recap, two_hot
+from aloe_policy.checkpoint import PolicySpec
+from aloe_policy.flow import FlowConfig, FlowPolicy
+from aloe_policy.normalisation import Normalisation
 
 
 def facts(sources, outcomes, train=None):
@@ -17,6 +22,7 @@ def facts(sources, outcomes, train=None):
         source=torch.tensor([int(s) for s in sources], dtype=torch.uint8),
         outcome=torch.tensor([int(o) for o in outcomes], dtype=torch.uint8),
         episode_outcome=torch.full((size,), int(Outcome.SUCCESS), dtype=torch.uint8),
+        to_end=torch.ones(size, dtype=torch.bool),
         train_policy=torch.tensor(train or [True] * size),
         train_critic=torch.ones(size, dtype=torch.bool),
     )
@@ -177,17 +183,45 @@ def test_recap_marks_the_upper_share_of_its_own_chunks_and_every_human_one():
     assert (marks[75:] == 1).all()
 
 
-def test_a_conditioned_policy_starts_as_the_policy_it_extends(tmp_path):
-    policy = toy_policy()
-    conditioned = ConditionedPolicy.extend(policy, guidance=1.5)
-    observed = ToyReplay().observe(torch.arange(5))
+@pytest.mark.parametrize("network", ["mlp", "transformer"])
+@pytest.mark.parametrize("object_dim", [0, 3])
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+def test_a_conditioned_policy_starts_as_the_policy_it_extends(tmp_path, network, object_dim, guidance):
+    torch.manual_seed(0)
+    spec = PolicySpec("toy", "0", ("x", "y"), 10, object_dim=object_dim)
+    sizes = {"state": 2, "action": 2} | ({"object_state": 3} if object_dim else {})
+    normalisation = Normalisation({key: (torch.zeros(n), torch.ones(n)) for key, n in sizes.items()})
+    config = FlowConfig(network=network, width=16, layers=1, heads=2, rows_per_token=5, steps=3)
+    policy = FlowPolicy(spec, config, normalisation)
+    with torch.no_grad():  # output layers start at zero, and would hide every difference
+        for weight in policy.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    conditioned = ConditionedPolicy.extend(policy, guidance)
+    observed = {"state": torch.randn(5, 2), **({"object_state": torch.randn(5, 3)} if object_dim else {})}
+    act = lambda p: p.act(observed, torch.Generator().manual_seed(0))  # noqa: E731
     assert conditioned.spec == policy.spec
-    assert sum(p.numel() for p in conditioned.parameters()) > sum(p.numel() for p in policy.parameters())
+    assert act(policy).std() > 0.1
+    torch.testing.assert_close(act(conditioned), act(policy), atol=1e-5, rtol=0)
+
+    with torch.no_grad():
+        conditioned.inner.mark.weight.normal_()
+    assert not torch.allclose(act(conditioned), act(policy), atol=1e-3), "the mark is seen"
     sha = conditioned.save(tmp_path / "policy")
     loaded, version = ConditionedPolicy.load_with_version(tmp_path / "policy")
     assert version == f"policy-0-{sha[:8]}"
-    chunks = [p.act(observed, torch.Generator().manual_seed(0)) for p in (conditioned, loaded)]
-    assert torch.equal(*chunks)
+    assert torch.equal(act(loaded), act(conditioned))
+
+
+def test_recap_goes_on_with_the_returns_and_the_guidance_of_now():
+    before = make_method("recap", CRITIC, {"guidance": 1.5}, (-2.4, 0.0))
+    now = make_method("recap", CRITIC, {"guidance": 2.5}, (-3.0, 0.0))
+    now.continue_from(before)
+    assert (now.support[0], now.support[-1]) == (-3.0, 0.0)
+    assert torch.equal(now.critic.last.weight, before.critic.last.weight)
+    actor = now.actor(before.actor(toy_policy()))
+    assert actor.guidance == 2.5
+    with pytest.raises(AloeError, match="returns that differ and have bounds"):
+        make_method("recap", CRITIC, {}, (-math.inf, 0.0))
 
 
 def test_unknown_methods_and_options_are_named():
@@ -199,6 +233,25 @@ def test_unknown_methods_and_options_are_named():
         make("hg_dagger", beta=1)
     with pytest.raises(AloeError, match="action_level false has no chunk values"):
         make("state_td", bootstrap="blend")
+
+
+def test_the_expectile_is_taken_over_executed_chunks_alone():
+    batch = toy_batch(4)
+    batch["bootstrap_discount"] = torch.tensor([0.9, 0.0, 0.9, 0.9])
+    batch["action_mask"][:2, 3:] = False  # cut: one goes on with the policy's rows, after the other nothing follows
+    assert as_recorded(batch).tolist() == [False, True, True, True]
+    assert as_recorded({k: v for k, v in batch.items() if k != "policy_action"}).all()
+
+    method = make("bee")
+    apart = {**batch, "state": batch["state"].clone()}
+    apart["state"][0] += 1.0
+    gradients = []
+    for seen in (batch, apart):
+        method.zero_grad()
+        torch.manual_seed(0)
+        method(seen)[0].backward()
+        gradients.append([p.grad.clone() for p in method.value.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True)), "V does not see the chunk that was cut"
 
 
 def test_partial_chunks_are_completed_by_the_policys_rows():

@@ -177,6 +177,8 @@ def test_vlearn_says_when_the_recording_does_not_show_the_policy():
         ("ota", {"action_level": True}, "values states"),
         ("vlearn", {"pieces": 3}, "3 pieces do not divide the critic's horizon 10"),
         ("vlearn", {"td_weight": "exp"}, "weights of its own"),
+        ("iql", {"td_weight": "exp"}, "the bootstrap 'expectile' does not ask"),
+        ("monte_carlo_q", {"td_weight": "inverse"}, "the bootstrap 'monte_carlo' does not ask"),
     ],
 )
 def test_options_that_contradict_a_method_are_named(name, options, complaint):

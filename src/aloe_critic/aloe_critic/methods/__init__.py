@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from aloe_core.errors import AloeError
+from aloe_core.robot import explain
 from aloe_critic.critic import CriticConfig
 from aloe_critic.methods.aloe import Aloe, AloeConfig
 from aloe_critic.methods.awr import Awr, AwrConfig
@@ -65,4 +68,7 @@ def _configure(name: str, config: type, options: dict[str, Any]) -> Any:
     known = {f.name for f in fields(config)}
     if unknown := set(options) - known:
         raise AloeError(f"method '{name}' has no option '{min(unknown)}'; it has: {', '.join(sorted(known))}")
-    return config(**options)
+    try:
+        return TypeAdapter(config).validate_python(options)
+    except ValidationError as error:
+        raise AloeError(f"method '{name}', option {explain(error)}") from None

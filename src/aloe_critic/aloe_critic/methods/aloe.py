@@ -18,7 +18,16 @@ from aloe_core.errors import AloeError
 from aloe_critic import targets
 from aloe_critic.critic import ChunkCritic, CriticConfig, repeat_batch
 from aloe_critic.losses import advantage, advantage_weight, critic_loss
-from aloe_critic.methods.base import CriticBatch, Method, SampleFacts, observation_only, state_value_config
+from aloe_critic.methods.base import (
+    CriticBatch,
+    Method,
+    NotNegative,
+    Positive,
+    SampleFacts,
+    Share,
+    observation_only,
+    state_value_config,
+)
 from aloe_critic.targets import Info, Reduction, polyak_, reduce_heads
 
 
@@ -28,17 +37,17 @@ class AloeConfig:
 
     bootstrap: Literal["policy", "expectile", "blend", "monte_carlo"] = "policy"  # paper: policy
     target_reduction: Reduction = "min"  # over target heads, Eq. 7; ours (ambiguous in the paper)
-    polyak: float = 0.005  # paper
-    beta: float = 1.0  # temperature of Eq. 11, in units of the advantages' deviation if normalised; ours
-    clip: float = 1.0  # eps of Eq. 11; ours: 3 leaves a fifth of the data and is no better, docs/evidence.md
+    polyak: Share = 0.005  # paper
+    beta: Positive = 1.0  # temperature of Eq. 11, in units of the advantages' deviation if normalised; ours
+    clip: NotNegative = 1.0  # eps of Eq. 11; ours: 3 leaves a fifth of the data and is no better, docs/evidence.md
     normalise: bool = True  # divide advantages by their standard deviation over the replay; ours: beta is then free of the reward's scale
     action_level: bool = True  # Q(s, chunk); False: V(s) and the advantage R + gamma^n V(s') - V(s)
-    replay_share: float = 0.5  # lambda of `blend`; BEE
-    expectile: float = 0.7  # tau of `expectile` and `blend`; BEE .7, IQL .7 / .9
+    replay_share: Share = 0.5  # lambda of `blend`; BEE
+    expectile: Share = 0.7  # tau of `expectile` and `blend`; BEE .7, IQL .7 / .9
     td_weight: Literal["none", "exp", "inverse"] = "none"  # UWAC's weight by the variance of the target heads
-    td_weight_beta: float = 1.0  # its beta
+    td_weight_beta: Positive = 1.0  # its beta
     bound_values: bool = True  # keep values within what the rewards allow; ours, see `Aloe._bounded`
-    complete_share: float = (
+    complete_share: Share = (
         1.0  # of the partial chunks, completed by the policy's rows instead of masked; ours, see `complete`
     )
     learn_from_failures: bool = (
@@ -65,6 +74,15 @@ def complete(batch: CriticBatch, share: float = 1.0) -> CriticBatch:
     return {**batch, "action": action_BHA, "action_mask": mask_BH}
 
 
+def as_recorded(batch: CriticBatch) -> Tensor:
+    """bool `[B]`: the chunk is one that was executed, not one that goes on with the policy's rows where it was cut; those alone are of the replay's actions.
+
+    Rows after a terminal step do not count: nothing follows them.
+    """
+    whole_B = batch["action_mask"].all(dim=1) | (batch["bootstrap_discount"] == 0)
+    return whole_B if "policy_action" in batch else torch.ones_like(whole_B)
+
+
 class Aloe(Method):
     """Action-level off-policy evaluation."""
 
@@ -80,6 +98,10 @@ class Aloe(Method):
         super().__init__()
         self.config = config = config or AloeConfig()
         self.return_range = return_range if config.bound_values else (-math.inf, math.inf)
+        if config.td_weight != "none" and config.bootstrap in ("expectile", "monte_carlo"):
+            raise AloeError(
+                f"td_weight '{config.td_weight}' weighs by the target heads at the next state, which the bootstrap '{config.bootstrap}' does not ask"
+            )
         if not config.action_level:
             if config.bootstrap in ("expectile", "blend"):
                 raise AloeError(f"action_level false has no chunk values to take the bootstrap '{config.bootstrap}' of")
@@ -102,6 +124,7 @@ class Aloe(Method):
     def forward(self, batch: CriticBatch) -> tuple[Tensor, Info]:
         """Eq. 8 on the target of Eq. 7, and the expectile loss of V where the bootstrap needs one."""
         c = self.config
+        recorded_B = as_recorded(batch)
         batch = complete(batch, c.complete_share)
         with torch.no_grad():
             next_value, variance = self._next_value(batch)
@@ -119,10 +142,11 @@ class Aloe(Method):
                 info |= {"td_weight": weight.mean()}
         loss, critic_info = self._loss(batch, self.critic(batch), target, weight)
         info |= critic_info
-        if c.bootstrap in ("expectile", "blend"):
+        if c.bootstrap in ("expectile", "blend") and recorded_B.any():
             with torch.no_grad():
                 q = reduce_heads(self.target(batch), "min")
-            value_loss, value_info = targets.expectile_loss(q - self.value(batch).squeeze(-1), c.expectile)
+            difference = q - self.value(batch).squeeze(-1)
+            value_loss, value_info = targets.expectile_loss(difference[recorded_B], c.expectile)
             loss = loss + value_loss
             info |= {"value_loss": value_loss.detach(), **value_info}
         return loss, {"critic_loss": loss.detach(), **info}

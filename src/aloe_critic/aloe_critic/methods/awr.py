@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aloe_critic.critic import ChunkCritic, CriticConfig
 from aloe_critic.losses import advantage_weight, critic_loss
-from aloe_critic.methods.base import CriticBatch, Method, SampleFacts, state_value_config
+from aloe_critic.methods.base import CriticBatch, Method, NotNegative, Positive, SampleFacts, state_value_config
 from aloe_critic.targets import Info
 
 
@@ -20,8 +20,8 @@ from aloe_critic.targets import Info
 class AwrConfig:
     """Hyper-parameters of AWR."""
 
-    beta: float = 1.0  # temperature, in units of the advantages' deviation
-    clip: float = 3.0  # limit of |advantage / beta|
+    beta: Positive = 1.0  # temperature, in units of the advantages' deviation
+    clip: NotNegative = 3.0  # limit of |advantage / beta|
 
 
 class Awr(Method):

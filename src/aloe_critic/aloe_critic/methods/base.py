@@ -9,16 +9,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from aloe_core.vocabulary import Outcome, Source
 from aloe_critic.critic import CriticConfig
 from aloe_critic.losses import weighted_flow_loss
 from aloe_critic.targets import Info
 from aloe_policy.protocol import SampleBatch, TrainablePolicy
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
 
 CriticBatch = Mapping[str, Any]
 """`SampleBatch` of B chunk starts with `action`, `action_mask`, and of the replay
@@ -38,6 +45,7 @@ class SampleFacts:
     source: Tensor  # uint8 [N], `Source` of the fragment
     outcome: Tensor  # uint8 [N], `Outcome` of the fragment
     episode_outcome: Tensor  # uint8 [N], `Outcome` of the whole episode
+    to_end: Tensor  # bool [N], the chunk may hold every step up to the end of its fragment
     train_policy: Tensor  # bool [N], the protocol allows this chunk to train the policy
     train_critic: Tensor  # bool [N], and the critic
 
@@ -50,6 +58,11 @@ class SampleFacts:
     def success(self) -> Tensor:
         """bool `[N]`: the fragment itself ended in success."""
         return self.outcome == Outcome.SUCCESS
+
+    @property
+    def held(self) -> Tensor:
+        """bool `[N]`: after the last step that the chunk may hold the task is done, and staying put is right."""
+        return self.success & self.to_end
 
     @property
     def failed(self) -> Tensor:
@@ -82,6 +95,10 @@ class Method(nn.Module, ABC):
 
     def after_step(self) -> None:
         """Called after every critic step, e.g. to move target networks."""
+
+    def continue_from(self, previous: Self) -> None:
+        """Takes over what this method has learned in the iteration before."""
+        self.load_state_dict(previous.state_dict())
 
     def evaluate(self, batch: CriticBatch) -> dict[str, Tensor]:
         """What the critic thinks of each sample: `advantage` [B], and `q`, `v`, `head_std` where the method has them; without gradient."""

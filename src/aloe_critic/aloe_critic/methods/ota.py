@@ -18,7 +18,7 @@ from aloe_core.errors import AloeError
 from aloe_critic.critic import CriticConfig
 from aloe_critic.losses import critic_loss
 from aloe_critic.methods.aloe import Aloe, AloeConfig
-from aloe_critic.methods.base import CriticBatch, observation_only
+from aloe_critic.methods.base import CriticBatch, Share, observation_only
 from aloe_critic.related.ota import option_target
 from aloe_critic.targets import Info, expectile_loss, reduce_heads
 
@@ -28,7 +28,7 @@ class OtaConfig(AloeConfig):
     """Hyper-parameters of OTA on top of those of ALOE; `expectile` is that of V."""
 
     action_level: bool = False  # it values states
-    option_gamma: float = 0.99  # per option
+    option_gamma: Share = 0.99  # per option
 
 
 class Ota(Aloe):

@@ -22,7 +22,7 @@ from aloe_core.errors import AloeError
 from aloe_critic.critic import CriticConfig
 from aloe_critic.losses import critic_loss
 from aloe_critic.methods.aloe import Aloe, AloeConfig
-from aloe_critic.methods.base import CriticBatch, observation_only
+from aloe_critic.methods.base import Count, CriticBatch, NotNegative, Positive, observation_only
 from aloe_critic.related.pessorl import action_gap, dual_step, perturbed, state_gap
 from aloe_critic.targets import Info
 
@@ -33,13 +33,13 @@ MOVED = ("state", "object_state", "features")  # what is known of the instructio
 class PessorlConfig(AloeConfig):
     """Hyper-parameters of PessORL on top of those of ALOE; shares are of the range of returns."""
 
-    models: int = 5  # n, heads of the critic; paper: 5 models
-    alpha: float = 0.05  # weight of the action gap; ours
-    gap_budget: float = 0.02  # tau_b, state gap that costs nothing [share]; ours
-    eps_start: float = 0.1  # weight of the state gap at the start; ours
-    eps_rate: float = 0.1  # step of log eps per critic step and unit of gap; ours
-    eps_limit: float = 10.0  # largest eps, for budgets that cannot be met; ours
-    perturbation: float = 0.5  # of the candidate states, in standard deviations of each entry; ours
+    models: Count = 5  # n, heads of the critic; paper: 5 models
+    alpha: NotNegative = 0.05  # weight of the action gap; ours
+    gap_budget: NotNegative = 0.02  # tau_b, state gap that costs nothing [share]; ours
+    eps_start: Positive = 0.1  # weight of the state gap at the start; ours
+    eps_rate: NotNegative = 0.1  # step of log eps per critic step and unit of gap; ours
+    eps_limit: Positive = 10.0  # largest eps, for budgets that cannot be met; ours
+    perturbation: NotNegative = 0.5  # of the candidate states, in standard deviations of each entry; ours
 
 
 class Pessorl(Aloe):

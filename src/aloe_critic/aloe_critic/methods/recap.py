@@ -8,25 +8,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from aloe_core.errors import AloeError
-from aloe_core.robot import RobotDescription
+from aloe_core.robot import RobotDescription, explain
 from aloe_critic.critic import ChunkCritic, CriticConfig
 from aloe_critic.losses import weighted_flow_loss
-from aloe_critic.methods.base import CriticBatch, Method, SampleFacts, observation_only, state_value_config
+from aloe_critic.methods.base import (
+    CriticBatch,
+    Method,
+    NotNegative,
+    SampleFacts,
+    Share,
+    observation_only,
+    state_value_config,
+)
 from aloe_critic.targets import Info, td_target
 from aloe_policy import flow_matching
 from aloe_policy.acting import ActingPolicy
-from aloe_policy.checkpoint import read_checkpoint, write_checkpoint
+from aloe_policy.checkpoint import PolicySpec, check_robot, read_checkpoint, write_checkpoint
 from aloe_policy.flow import FlowConfig, FlowPolicy
 from aloe_policy.normalisation import Normalisation
 from aloe_policy.protocol import SampleBatch, TrainablePolicy, batch_size
@@ -39,10 +49,10 @@ GOOD, UNKNOWN, BAD = 1.0, 0.0, -1.0
 class RecapConfig:
     """Hyper-parameters of RECAP."""
 
-    bins: int = 101  # of the return's distribution; paper: 201
-    good_share: float = 0.4  # share of the policy's own chunks marked good; paper: about .4 when fine-tuning
-    hide: float = 0.3  # probability of hiding the mark in training; paper
-    guidance: float = 1.5  # weight of classifier-free guidance when acting; 1: none; paper: 1 .. 2.5
+    bins: Annotated[int, Field(ge=2)] = 101  # of the return's distribution; paper: 201
+    good_share: Share = 0.4  # share of the policy's own chunks marked good; paper: about .4 when fine-tuning
+    hide: Share = 0.3  # probability of hiding the mark in training; paper
+    guidance: NotNegative = 1.5  # weight of classifier-free guidance when acting; 1: none; paper: 1 .. 2.5
 
 
 class Recap(Method):
@@ -58,10 +68,16 @@ class Recap(Method):
         super().__init__()
         self.config = config or RecapConfig()
         low, high = return_range
-        if not low < high:
-            raise AloeError(f"recap needs returns that differ; all of the replay lie in [{low:g}, {high:g}]")
+        if not low < high or math.isinf(high - low):
+            raise AloeError(
+                f"recap needs returns that differ and have bounds; those of the replay lie in [{low:g}, {high:g}]"
+            )
         self.critic = ChunkCritic(state_value_config(critic, outputs=self.config.bins))
         self.register_buffer("support", torch.linspace(low, high, self.config.bins))
+
+    def continue_from(self, previous: Self) -> None:
+        """All but the support, which is that of this replay's returns: a bin then stands for a slightly different return, and is taught it."""
+        self.load_state_dict(previous.state_dict() | {"support": self.support})
 
     def forward(self, batch: CriticBatch) -> tuple[Tensor, Info]:
         """Cross-entropy with the return shared between its two neighbouring bins."""
@@ -96,7 +112,11 @@ class Recap(Method):
 
     def actor(self, policy: TrainablePolicy) -> TrainablePolicy:
         self.check_policy(policy)
-        return ConditionedPolicy.extend(policy, self.config.guidance) if isinstance(policy, FlowPolicy) else policy
+        if isinstance(policy, ConditionedPolicy):
+            policy.guidance = self.config.guidance
+            return policy
+        assert isinstance(policy, FlowPolicy)
+        return ConditionedPolicy.extend(policy, self.config.guidance)
 
     def actor_loss(
         self, policy: nn.Module, batch: SampleBatch, weight_B: Tensor, generator: torch.Generator
@@ -119,13 +139,26 @@ def two_hot(value_B: Tensor, support_N: Tensor) -> Tensor:
     return out.scatter_(1, low[:, None], (1 - upper)[:, None]).scatter_(1, low[:, None] + 1, upper[:, None])
 
 
-class ConditionedPolicy(TrainablePolicy):
-    """A FlowPolicy with the mark (+1 good, 0 unknown, -1 bad) as one more entry of its object state; acts on *good*."""
+class MarkedFlowPolicy(FlowPolicy):
+    """A FlowPolicy that also looks at the batch's `mark` `[B]` (+1 good, 0 unknown, -1 bad), added to the token of the state; at first it is blind to it."""
 
-    def __init__(self, inner: FlowPolicy, guidance: float) -> None:
+    def __init__(self, spec: PolicySpec, config: FlowConfig, normalisation: Normalisation) -> None:
+        super().__init__(spec, config, normalisation)
+        self.mark = nn.Linear(1, config.width, bias=False)
+        nn.init.zeros_(self.mark.weight)
+
+    def _tokens(self, batch: SampleBatch) -> Tensor:
+        tokens_BND = super()._tokens(batch)
+        mark_B11 = batch["mark"].to(tokens_BND)[:, None, None]  # type: ignore[typeddict-item]
+        return torch.cat([tokens_BND[:, :1] + self.mark(mark_B11), tokens_BND[:, 1:]], dim=1)
+
+
+class ConditionedPolicy(TrainablePolicy):
+    """A policy that acts on the mark *good*, by guidance away from *unknown*."""
+
+    def __init__(self, inner: MarkedFlowPolicy, guidance: float) -> None:
         super().__init__()
-        self.inner, self.guidance = inner, guidance
-        self.spec = replace(inner.spec, object_dim=inner.spec.object_dim - 1)
+        self.inner, self.guidance, self.spec = inner, guidance, inner.spec
 
     @property
     def frozen_encoder(self) -> str:
@@ -134,34 +167,14 @@ class ConditionedPolicy(TrainablePolicy):
     @classmethod
     def extend(cls, policy: FlowPolicy, guidance: float) -> Self:
         """The same policy, blind to the mark at first: its weights are kept and those of the mark start at zero."""
-        spec = replace(policy.spec, object_dim=policy.spec.object_dim + 1)
-        statistics = {
-            key: (policy.normalisation[key].mean, policy.normalisation[key].std) for key in policy.normalisation.of
-        }
-        none = torch.zeros(0)
-        mean, std = statistics.get("object_state", (none, none))
-        one = mean.new_ones(1)
-        statistics["object_state"] = (torch.cat([mean, 0 * one]), torch.cat([std, one]))
-        inner = FlowPolicy(spec, policy.config, Normalisation(statistics)).to(policy.device)
-        weights, grown = policy.state_dict(), inner.state_dict()
-        for key, value in grown.items():
-            if key not in weights:  # no object token before: it starts silent
-                weights[key] = torch.zeros_like(value) if key.startswith("object_token.2") else value
-            elif weights[key].shape != value.shape:
-                padded = torch.zeros_like(value)
-                padded[tuple(slice(n) for n in weights[key].shape)] = weights[key]
-                weights[key] = padded
-        inner.load_state_dict(weights)
+        inner = MarkedFlowPolicy(policy.spec, policy.config, policy.normalisation).to(policy.device)
+        inner.load_state_dict(policy.state_dict(), strict=False)
         return cls(inner, guidance)
-
-    def _marked(self, batch: SampleBatch, mark_B: Tensor) -> SampleBatch:
-        seen = [batch["object_state"]] if self.spec.object_dim else []
-        return SampleBatch(**{**batch, "object_state": torch.cat([*seen, mark_B.unsqueeze(1)], dim=1)})
 
     def loss(self, batch: SampleBatch, generator: torch.Generator) -> Tensor:
         """Flow loss `[B]` under the batch's `mark` `[B]`; without one the mark is unknown."""
         mark: Any = batch.get("mark", torch.full((batch_size(batch),), UNKNOWN, device=self.device))
-        return self.inner.loss(self._marked(batch, mark), generator)
+        return self.inner.loss(_marked(batch, mark), generator)
 
     @torch.no_grad()
     def act(
@@ -173,7 +186,7 @@ class ConditionedPolicy(TrainablePolicy):
             (size, self.spec.horizon, self.spec.action_dim), generator=generator, device=generator.device
         )
         marks = torch.tensor([GOOD, UNKNOWN], device=self.device).view(2, 1).expand(2, size)
-        good, unknown = (inner._tokens(self._marked(batch, mark)) for mark in marks)
+        good, unknown = (inner._tokens(_marked(batch, mark)) for mark in marks)
 
         def field(x: Tensor, eta: Tensor) -> Tensor:
             wanted = inner._predict(x, eta, good)[1]
@@ -205,22 +218,30 @@ class ConditionedPolicy(TrainablePolicy):
         cls, folder: Path, robot: RobotDescription | None = None, device: str = "cpu"
     ) -> tuple[Self, str]:
         """Like `load`, with the checkpoint's version."""
-        from aloe_policy.checkpoint import check_robot
-
         checkpoint = read_checkpoint(folder, TYPE)
         if robot is not None:
             check_robot(checkpoint.spec, robot, f"policy {folder}")
-        config = dict(checkpoint.config)
-        guidance = config.pop("guidance", None)
+        settings = dict(checkpoint.config)
+        guidance = settings.pop("guidance", None)
         if not isinstance(guidance, float | int):
             raise AloeError(f"{folder}: config: guidance is missing")
         spec = checkpoint.spec
-        sizes = {"state": spec.action_dim, "action": spec.action_dim, "object_state": spec.object_dim}
-        inner = FlowPolicy(
-            spec, FlowConfig(**config), Normalisation.from_json(checkpoint.normalisation, sizes, str(folder))
-        )
-        inner.load_state_dict(checkpoint.weights)
+        sizes = {"state": spec.action_dim, "action": spec.action_dim}
+        sizes |= {"object_state": spec.object_dim} if spec.object_dim else {}
+        normalisation = Normalisation.from_json(checkpoint.normalisation, sizes, str(folder))
+        try:
+            inner = MarkedFlowPolicy(spec, TypeAdapter(FlowConfig).validate_python(settings), normalisation)
+            inner.load_state_dict(checkpoint.weights)
+        except ValidationError as error:
+            raise AloeError(f"{folder}: config: {explain(error)}") from None
+        except RuntimeError as error:
+            detail = " ".join(str(error).split())[:200]
+            raise AloeError(f"{folder}: the weights do not fit the configuration: {detail}") from None
         return cls(inner.to(device).eval(), float(guidance)), checkpoint.version
+
+
+def _marked(batch: SampleBatch, mark_B: Tensor) -> SampleBatch:
+    return SampleBatch(**{**batch, "mark": mark_B})  # type: ignore[typeddict-unknown-key]
 
 
 def load_policy(spec: str, robot: RobotDescription, device: str = "cpu") -> ActingPolicy:

@@ -18,7 +18,7 @@ from aloe_core.errors import AloeError
 from aloe_critic.critic import ChunkCritic, CriticConfig
 from aloe_critic.losses import critic_loss
 from aloe_critic.methods.aloe import Aloe, AloeConfig
-from aloe_critic.methods.base import CriticBatch, SampleFacts, observation_only
+from aloe_critic.methods.base import Count, CriticBatch, Positive, SampleFacts, Share, observation_only
 from aloe_critic.related.vlearn import classified_ratio, piece_means, truncated_value_loss
 from aloe_critic.targets import Info
 
@@ -28,10 +28,10 @@ class VlearnConfig(AloeConfig):
     """Hyper-parameters of Vlearn on top of those of ALOE."""
 
     action_level: bool = False  # it values states
-    complete_share: float = 0.0  # V sees no chunks, and the ratio compares executed steps only
-    ratio_limit: float = 1.0  # of rho; paper: 1
-    pieces: int = 1  # parts of a chunk whose means the classifier sees; ours
-    least_overlap: float = 0.1  # of policy and recording, below which the method warns; ours
+    complete_share: Share = 0.0  # V sees no chunks, and the ratio compares executed steps only
+    ratio_limit: Positive = 1.0  # of rho; paper: 1
+    pieces: Count = 1  # parts of a chunk whose means the classifier sees; ours
+    least_overlap: Share = 0.1  # of policy and recording, below which the method warns; ours
 
 
 class Vlearn(Aloe):

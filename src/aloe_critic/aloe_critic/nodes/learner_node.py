@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import queue
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,11 +69,11 @@ class LearnerNode(ManagedNode):
         self.policy = Path(value("policy")) if value("policy") else None
         self.config = load_config(Path(value("config"))) if value("config") else ImproveConfig()
         self._versions = self.create_publisher(PolicyVersion, topics.POLICY_VERSION, LATCHED)
-        self._stopping = False
         self._worker = threading.Thread(target=self._work, name="learner", daemon=True)
         self._worker.start()
 
     def activate(self) -> None:
+        self._stopping = False
         self._server = ActionServer(
             self,
             ImprovePolicy,
@@ -147,7 +148,10 @@ class LearnerNode(ManagedNode):
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            job()
+            try:
+                job()
+            except Exception:  # whatever it was, the next request has to find somebody who works
+                self.get_logger().fatal(traceback.format_exc())
             _give_back()
 
     def _take_in(self, bag: Path) -> None:
@@ -195,8 +199,6 @@ class LearnerNode(ManagedNode):
         except AloeError as error:
             return self._failed(CODE.BAD_REQUEST, str(error)), False
         except Exception as error:
-            import traceback
-
             self.get_logger().fatal(traceback.format_exc())
             return self._failed(CODE.INTERNAL_ERROR, str(error)), False
         self._feedback(handle, ImprovePolicy.Feedback.STAGE_SAVE, 1, 1, message=made.policy)
