@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -46,7 +47,7 @@ class BestOfN(TrainablePolicy):
             encoder: of the image features the critic looks at; empty: none.
 
         Raises:
-            AloeError: n < 1, or the critic judges chunks of another size.
+            AloeError: n < 1, or the critic judges chunks of another size or looks at an object state of another size.
         """
         super().__init__()
         if n < 1:
@@ -56,15 +57,28 @@ class BestOfN(TrainablePolicy):
             raise AloeError(
                 f"the critic judges {judged.horizon} steps of {judged.action_dim} actions, the policy proposes {spec.horizon} of {spec.action_dim}"
             )
-        self.policy, self.critic, self.n, self.spec, self._critic_file = policy, critic, n, spec, critic_file
-        self._encoder = encoder
+        if spec.object_dim and judged.object_dim not in (0, spec.object_dim):
+            raise AloeError(
+                f"the critic looks at {judged.object_dim} numbers of object state, the policy at {spec.object_dim}"
+            )
+        self.policy, self.critic, self.n, self._critic_file, self._encoder = policy, critic, n, critic_file, encoder
+        self.spec = replace(spec, object_dim=spec.object_dim or judged.object_dim)  # batches bring what either looks at
         self.requires_grad_(False)
 
     @torch.no_grad()
     def act(
         self, batch: SampleBatch, generator: torch.Generator, prefix: Tensor | None = None, prefix_steps: int = 0
     ) -> Tensor:
-        size = batch_size(batch)
+        """See `TrainablePolicy.act`.
+
+        Raises:
+            AloeError: the batch lacks the object state that the critic looks at.
+        """
+        size, objects = batch_size(batch), self.critic.config.object_dim
+        if objects and "object_state" not in batch:
+            raise AloeError(
+                f"the critic of this best_of_n policy looks at an object state of {objects} numbers, the batch has none"
+            )
         seen = dict(batch)
         if self._encoder:  # encode once for all n, and for the policy too if it has the same encoder
             from aloe_policy.encoders import batch_features

@@ -102,20 +102,21 @@ def ratio_estimate(
 ) -> Estimate:
     """DPE, our reading: returns of the recorded episodes, weighted by the product over their chunks of pi(c|s) / pi_b(c|s), both densities fitted.
 
-    Densities are linear Gaussians over the mean of a chunk's executed steps in its leading directions, pi_b one per source, pi of the policy's own chunks at
-    the same states. Ratios are clipped, and the mean is self-normalised. An episode counts until a driver's stretch ends, as the protocol reads it.
+    Densities are linear Gaussians over the mean of a chunk's steps up to where the next chunk begins, in its leading directions, pi_b one per source, pi of
+    the policy's own chunks at the same states. So every step of an episode enters one ratio. Ratios are clipped, and the mean is self-normalised. An episode
+    counts until a driver's stretch ends, as the protocol reads it.
 
     Raises:
-        Refused: too few effective episodes.
+        Refused: too few effective episodes, none with an outcome, or a protocol that lets no chunk teach a critic.
     """
     samples = replay.samples_of
+    fitted = _looked_at(replay).numpy()
     index_of_row = np.full(replay.ticks, -1)
     index_of_row[samples.start] = np.arange(len(samples))
     paths = [list(_path(replay, index_of_row, int(row))) for row in starts_E]
     paths = [path for path in paths if path and np.isfinite(samples.return_to_go[path[0]])]
     if not paths:
         raise Refused("no episode has an outcome from its first observation on")
-    fitted = _looked_at(replay).numpy()
     needed, place = np.unique(np.concatenate([fitted, *paths]), return_inverse=True)
     state, recorded, own = _chunk_means(replay, policy, torch.from_numpy(needed), key)
     log_ratio = density_log_ratio(state, recorded, own, samples.source[needed], place[: len(fitted)])
@@ -208,17 +209,20 @@ def _path(replay: StoreReplay, index_of_row: np.ndarray, row: int) -> Iterator[i
 def _chunk_means(
     replay: StoreReplay, policy: TrainablePolicy, index: Tensor, key: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Standardised states `[N, S]`, and means over the executed steps of the recorded and of the policy's chunks `[N, A]`."""
+    """Standardised states `[N, S]`, and means of the recorded and of the policy's chunks `[N, A]`, over the steps before the row that a chunk is backed up to:
+    there the next one of a `_path` begins."""
     fresh = FreshChunks(policy.eval(), replay.observe, replay.samples_of.horizon)
     states: list[Tensor] = []
     recorded: list[Tensor] = []
     own: list[Tensor] = []
     for number, at in enumerate(index.split(BATCH)):
         batch = replay.samples(at)
+        steps = replay.bootstrap[at] - replay.start[at]
+        mask = torch.arange(batch["action"].shape[1]) < steps[:, None]
         states.append(torch.cat([batch[n] for n in ("state", "object_state") if n in batch], dim=1))
         chunks = fresh.draw(replay.start[at], 1, random_numbers(*key, 3, number))[:, 0]
         for chunk, out in ((batch["action"], recorded), (chunks, own)):
-            out.append(piece_means(chunk, batch["action_mask"], 1)[0].squeeze(1))
+            out.append(piece_means(chunk, mask, 1)[0].squeeze(1))
     state = torch.cat(states).double().numpy()
     spread = state.std(axis=0)
     state = (state - state.mean(axis=0)) / np.where(spread > 1e-6, spread, 1.0)

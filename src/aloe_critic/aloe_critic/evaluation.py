@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ def evaluate_policy(
 
     Args:
         config: reward, protocol, critic and how long it learns.
-        work: folder for the critic that is trained; an interrupted evaluation is continued there.
+        work: holds the critics that are trained, each in a folder named by its policy's version; an interrupted evaluation is continued there.
         critic_file: an evaluated critic to use as it is, e.g. that of the improvement whose policy this was.
         estimators: names of `ESTIMATORS`.
         least_effective: effective sample size below which `va_ope` and `dpe` refuse.
@@ -88,7 +89,8 @@ def evaluate_policy(
     facts: dict[str, Any] = {}
     refused: dict[str, str] = {}
     if {"fqe", "va_ope"} & set(estimators):
-        critic = _critic(replay, policy, config, work, critic_file, on_progress)
+        folder = work / f"critic_{quote(version, safe='')}"
+        critic = _critic(replay, policy, config, folder, critic_file, on_progress)
         observations = replay.observe(starts)
         if "fqe" in estimators:
             values = state_values(critic, policy.eval(), observations, SAMPLES, key, "mean")
@@ -118,18 +120,19 @@ def _critic(
     replay: StoreReplay,
     policy: TrainablePolicy,
     config: ImproveConfig,
-    work: Path,
+    folder: Path,
     critic_file: Path | None,
     on_progress: Callable[[Progress], bool | None],
 ) -> ChunkCritic:
-    """The given critic, or one that has learned this policy's value."""
+    """The given critic, or one that has learned this policy's value in `folder`. It and the policy are on the CPU, where the replay's observations are."""
     if critic_file is not None:
         return chunk_critic(load_critic(critic_file)[0].eval(), str(critic_file))
     torch.manual_seed(config.learner.seed)
     method = make_method("aloe", critic_config(replay, config), {**config.options, "target_reduction": "mean"})
     fit_to(method, replay)
-    Learner(method, policy, replay, config.learner, work, on_progress=on_progress).learn_critic()
-    return chunk_critic(method.eval(), str(work))
+    Learner(method, policy, replay, config.learner, folder, on_progress=on_progress).learn_critic()
+    policy.to("cpu")
+    return chunk_critic(method.to("cpu").eval(), str(folder))
 
 
 def episode_starts(replay: StoreReplay) -> torch.Tensor:

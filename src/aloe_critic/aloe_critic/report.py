@@ -7,8 +7,9 @@ import html
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,9 +21,9 @@ from aloe_core.fragments import tick_sources
 from aloe_core.robot import RobotDescription
 from aloe_core.vocabulary import Outcome, Source
 from aloe_critic import figures, judgement
-from aloe_critic.critic_file import load_critic
+from aloe_critic.critic_file import CRITIC_FILE, CriticFacts, load_critic
 from aloe_critic.film import film_strip
-from aloe_critic.improvement import STORE, ImproveConfig, ImproveResult, make_replay, read_result
+from aloe_critic.improvement import STARTED_FILE, STORE, ImproveConfig, ImproveResult, make_replay, read_result
 from aloe_critic.methods import Method
 from aloe_critic.metrics import read_metrics
 from aloe_critic.ope import calibration_curve, spearman
@@ -30,7 +31,7 @@ from aloe_critic.overlay import write_overlay
 from aloe_critic.progress import success_features, train_progress
 from aloe_critic.replay import StoreReplay
 from aloe_policy.protocol import TrainablePolicy
-from aloe_policy.replay import ReplayStore, replay_report
+from aloe_policy.replay import ReplayStore, RewardConfig, replay_report
 from aloe_policy.trainable import load_trainable
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#111}
@@ -40,6 +41,81 @@ td:first-child,th:first-child{text-align:left}.good{color:#15803d}.bad{color:#b9
 JUDGED = 4000  # samples at most for the overview pictures; more would not change them
 TABLE_ROWS = 40
 NUMBERS_FILE = "numbers.json"
+
+
+@dataclass(frozen=True)
+class Started:
+    """What an iteration set out to learn from."""
+
+    config: ImproveConfig  # only protocol, reward and horizons are the iteration's: replays depend on nothing else
+    episodes: list[int]  # numbers in the store
+    digest: str  # of the replay, see `ChunkSamples`
+
+
+def read_started(iteration: Path, facts: CriticFacts | None = None, given: ImproveConfig | None = None) -> Started:
+    """What an iteration learned from, as it noted when it began.
+
+    Args:
+        iteration: RUN/001 and so on.
+        facts: of its critic; None: it has none.
+        given: the configuration it is taken to have been made with; None: no such claim.
+
+    Raises:
+        AloeError: no readable note, or `given` or the critic contradict it; the message names what differs.
+    """
+    file = iteration / STARTED_FILE
+    try:
+        data = json.loads(file.read_text())
+        noted = data["config"]
+        config = ImproveConfig(
+            protocol=noted["protocol"],
+            reward=RewardConfig(**noted["reward"]),
+            critic_horizon=noted["critic_horizon"],
+            backup=noted["backup"],
+        )
+        started = Started(config, [int(number) for number in data["episodes"]], data["digest"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise AloeError(
+            f"{iteration} has no readable {STARTED_FILE}, which says what it learned from: {error}"
+        ) from None
+    if facts is not None and facts.gamma != config.reward.gamma:
+        raise AloeError(
+            f"{iteration}: its critic was made with reward.gamma {facts.gamma:g}, {STARTED_FILE} says {config.reward.gamma:g}; "
+            "they are not of the same improvement"
+        )
+    if given is not None:
+        was, claimed = _replay_settings(config), _replay_settings(given)
+        differs = [f"{key} {value} (given: {claimed[key]})" for key, value in was.items() if claimed[key] != value]
+        if differs:
+            raise AloeError(
+                f"{iteration} was made with {', '.join(differs)}; without a configuration given, that of the iteration is used"
+            )
+    return started
+
+
+def started_replay(iteration: Path, started: Started, store: ReplayStore, policy: TrainablePolicy) -> StoreReplay:
+    """The samples of the episodes that an iteration learned from, whatever the store has taken in since.
+
+    Raises:
+        AloeError: the store does not have them all.
+    """
+    lost = sum(number >= len(store.episodes) for number in started.episodes)
+    if lost:
+        raise AloeError(
+            f"{iteration} learned from {len(started.episodes)} episodes; store {store.root} does not have {lost} of them"
+        )
+    return make_replay(store, policy, started.config, started.episodes)
+
+
+def _replay_settings(config: ImproveConfig) -> dict[str, Any]:
+    """What decides which samples there are and what they are worth, by key."""
+    reward = {f"reward.{key}": value for key, value in asdict(config.reward).items()}
+    return {
+        "protocol": config.protocol,
+        **reward,
+        "critic_horizon": config.critic_horizon,
+        "backup": config.backup,
+    }
 
 
 @dataclass
@@ -89,7 +165,7 @@ class Page:
 def write_report(
     iteration: Path,
     robot: RobotDescription,
-    config: ImproveConfig,
+    config: ImproveConfig | None = None,
     episodes: int = 4,
     seed: int = 0,
     rerun: bool = False,
@@ -98,9 +174,11 @@ def write_report(
 ) -> Path:
     """Makes `report/index.html` in the folder of a finished iteration and returns it; the accuracy's numbers also go to `report/numbers.json`.
 
+    The page is about the episodes that the iteration learned from, whatever the store has taken in since.
+
     Args:
         iteration: RUN/001 and so on.
-        config: as for the improvement: reward, protocol and horizons.
+        config: refused if its reward, protocol or horizons are not those of the iteration; None: no such check.
         episodes: how many episodes to show over time, of different endings.
         seed: of the policy's samples and of which samples are judged.
         rerun: also write each of these episodes as a Rerun recording, `episode_<number>.rrd`.
@@ -108,15 +186,17 @@ def write_report(
         progress: also train a value of progress on the successes.
 
     Raises:
-        AloeError: the iteration is not finished, or its method has no critic.
+        AloeError: the iteration is not finished, its method has no critic, `config` contradicts it, or the store does not have all its episodes.
     """
     result = read_result(iteration)
     if not result.critic:
         raise AloeError(f"{iteration}: method '{result.method}' has no critic to report on")
+    method, facts, version = load_critic(iteration / CRITIC_FILE)
+    started = read_started(iteration, facts, config)
     store = ReplayStore(iteration.parent / STORE)
     policy, _ = load_trainable(Path(result.policy), robot)
-    replay = make_replay(store, policy, config)
-    method, facts, version = load_critic(iteration / "critic.safetensors")
+    replay = started_replay(iteration, started, store, policy)
+    changed = replay.digest != started.digest
     page = Page(iteration / "report")
     page.folder.mkdir(parents=True, exist_ok=True)
     _summary(page, result, facts.policy_version, version)
@@ -128,6 +208,10 @@ def write_report(
     on_step("replay")
     composition = replay_report(store, replay.samples_of.episodes)
     page.section("Replay", "What the critic learned from, by who drove. A tick is one control step.")
+    if changed:
+        page.text(
+            "Since the critic learned, these episodes were labelled anew, or the store was made anew: this page shows what is there now."
+        )
     page.figure("replay", figures.replay_composition(composition.rows))
     page.table(
         ("iteration", "episodes", "successes", "take-over (ticks)", "take-over (episodes)"),
@@ -166,7 +250,7 @@ def write_report(
         )
         page.figure("support", figures.histograms(support, f"{len(support['executed here'])} states of the replay"))
 
-    _accuracy(page, replay, judged)
+    _accuracy(page, replay, judged, changed)
     if progress:
         on_step("progress")
         _progress(page, replay)
@@ -254,11 +338,14 @@ def _episodes(
         )
 
 
-def _accuracy(page: Page, replay: StoreReplay, judged: judgement.Judgement) -> None:
+def _accuracy(page: Page, replay: StoreReplay, judged: judgement.Judgement, changed: bool) -> None:
     actual = replay.samples_of.return_to_go[judged.index]
     known = np.isfinite(actual)
-    note = "Against the discounted return that followed, where the fragment ended with an outcome. The critic has learned from these data."
-    page.section("How right the values are", note)
+    learned = "The critic has learned from these data" + (" as they were then." if changed else ".")
+    page.section(
+        "How right the values are",
+        f"Against the discounted return that followed, where the fragment ended with an outcome. {learned}",
+    )
     orders = judgement.value_orders(replay, judged)
     numbers: dict[str, float] = {}
     lines = []

@@ -54,7 +54,7 @@ class ChunkScorer:
         self._acting = ActingPolicy(trainable, self.policy_version)
         self._samples, self._seed, self._encoder = samples, seed, facts.encoder
         self.cameras, self.image_size = self._acting.cameras, self._acting.image_size
-        self.uses_task_state = self._acting.uses_task_state
+        self.uses_task_state = self._acting.uses_task_state or self.critic.config.object_dim > 0
         if self.critic.config.horizon > self._acting.horizon:
             raise AloeError(
                 f"the critic judges {self.critic.config.horizon} steps, the policy proposes {self._acting.horizon}"
@@ -67,11 +67,7 @@ class ChunkScorer:
         Raises:
             AloeError: the observation lacks something, or the chunk is too short.
         """
-        batch: dict[str, Any] = dict(self._acting._batch(observation))
-        if self._encoder:
-            from aloe_policy.encoders import batch_features
-
-            batch["features"] = batch_features(batch, self.cameras, self._encoder, torch.device("cpu"))  # type: ignore[arg-type]
+        batch = self._batch(observation)
         action = torch.from_numpy(np.asarray(positions, np.float32))[None]
         heads = self.critic({**batch, "action": action})[0]
         repeated: Any = repeat_batch(batch, self._samples)
@@ -79,3 +75,20 @@ class ChunkScorer:
         v = float(self.critic({**repeated, "action": chunks}).min(dim=1).values.mean())
         q = float(heads.min())
         return Score(q, tuple(heads.tolist()), v, q - v, float(heads.std(correction=0)))
+
+    def _batch(self, observation: Observation) -> dict[str, Any]:
+        """The observation as a batch of one, with what the policy looks at and what the critic looks at."""
+        batch: dict[str, Any] = dict(self._acting._batch(observation))
+        if self._encoder:
+            from aloe_policy.encoders import batch_features
+
+            batch["features"] = batch_features(batch, self.cameras, self._encoder, torch.device("cpu"))  # type: ignore[arg-type]
+        if size := self.critic.config.object_dim:
+            found = observation.object_state
+            if found is None or found.shape != (size,):
+                has = "none" if found is None else f"one of {found.size}"
+                raise AloeError(
+                    f"critic {self.critic_version} looks at an object state of {size} numbers, the observation has {has}"
+                )
+            batch["object_state"] = torch.from_numpy(np.asarray(found, np.float32))[None]
+        return batch

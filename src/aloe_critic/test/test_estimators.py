@@ -1,4 +1,4 @@
-"""Linear and ratio estimates of a policy's value on episodes of two chunks with a known answer."""
+"""Linear and ratio estimates of a policy's value on episodes with a known answer: of two chunks, and of forty steps."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from critic_toys import CRITIC
 
 from aloe_critic.commands.ope import lines
 from aloe_critic.critic import ChunkCritic
-from aloe_critic.estimators import linear_value, ratio_estimate
+from aloe_critic.estimators import _chunk_means, linear_value, ratio_estimate
 from aloe_critic.evaluation import ESTIMATORS, Evaluation
 from aloe_critic.ope import Refused, bootstrap_estimate, bootstrap_weighted
 
@@ -18,8 +18,9 @@ HORIZON = 10
 
 
 class Chunks:
-    reads_images = False
     """Acts with chunks whose mean is normal around `shift`."""
+
+    reads_images = False
 
     def __init__(self, shift):
         self.shift = shift
@@ -85,6 +86,64 @@ class Samples(SimpleNamespace):
         return len(self.start)
 
 
+class Steps:
+    """Episodes of 40 steps a ~ N(0, 1), each step with the reward .1 a and no discount. Chunks of up to 20 steps start at every step and are backed up over
+    `backup`; those that are whole teach. 41 rows an episode.
+    """
+
+    length, horizon = 40, 20
+
+    def __init__(self, backup, episodes=400):
+        length, horizon = self.length, self.horizon
+        self.steps = torch.randn(episodes, length, generator=torch.Generator().manual_seed(0))
+        at = torch.arange(length).repeat(episodes)
+        episode = torch.arange(episodes).repeat_interleave(length)
+        to_end = length - at
+        self.start = episode * (length + 1) + at
+        self.bootstrap = self.start + to_end.clamp(max=backup)
+        self.ticks = episodes * (length + 1)
+        self.facts = SimpleNamespace(train_critic=to_end >= backup)
+        rows = (at[:, None] + torch.arange(horizon)).clamp(max=length - 1)
+        self.action = self.steps[episode[:, None], rows].unsqueeze(-1)
+        self.action_mask = torch.arange(horizon) < to_end[:, None]
+        to_go = 0.1 * self.steps.flip(1).cumsum(1).flip(1)
+        self.samples_of = Samples(
+            start=self.start.numpy(),
+            bootstrap=self.bootstrap.numpy(),
+            terminal=(to_end <= backup).numpy(),
+            truncated=np.zeros(len(at), bool),
+            source=np.full(len(at), 2),
+            return_to_go=to_go.flatten().numpy(),
+            horizon=horizon,
+        )
+
+    @property
+    def starts(self):
+        return self.start[:: self.length]
+
+    def observe(self, ticks):
+        return {"state": torch.zeros(len(ticks), 1)}
+
+    def samples(self, index):
+        seen = self.observe(index)
+        return {**seen, "action": self.action[index], "action_mask": self.action_mask[index]}
+
+
+class IndependentSteps:
+    """Acts with steps a ~ N(`shift`, 1)."""
+
+    reads_images = False
+
+    def __init__(self, shift):
+        self.shift = shift
+
+    def eval(self):
+        return self
+
+    def act(self, batch, generator):
+        return self.shift + torch.randn(len(batch["state"]), Steps.horizon, 1, generator=generator)
+
+
 def truth(shift):
     return (1 + DISCOUNT) * (-0.5 + 0.1 * shift)
 
@@ -115,6 +174,37 @@ def test_policies_that_the_recording_does_not_show_are_refused():
         linear_value(replay, ChunkCritic(CRITIC), Chunks(0.0), replay.starts, least=500)
     replay.samples_of.return_to_go[:] = np.nan
     with pytest.raises(Refused, match="no episode has an outcome"):
+        ratio_estimate(replay, Chunks(0.0), replay.starts)
+
+
+@pytest.mark.parametrize("backup", [20, 10, 7, 5, 1])
+def test_the_chunks_of_a_path_hold_every_step_of_its_episode_once(backup):
+    replay = Steps(backup, episodes=3)
+    of_path = (replay.start % 41 % backup == 0).nonzero().squeeze(1)
+    _, recorded, _ = _chunk_means(replay, IndependentSteps(0.0), of_path, (0,))
+    counts = (replay.bootstrap - replay.start)[of_path].view(3, -1).numpy()
+    assert (counts.sum(axis=1) == Steps.length).all()
+    sums = (counts * recorded.reshape(counts.shape)).sum(axis=1)
+    assert sums == pytest.approx(replay.steps.sum(dim=1).numpy(), abs=1e-4)
+
+
+@pytest.mark.parametrize("backup", [20, 10, 5])
+def test_the_ratios_of_an_episode_do_not_depend_on_how_its_chunks_are_cut(backup):
+    """Of T independent steps moved by s standard deviations exp(-T s^2) of the episodes are left, as if each step had its own ratio."""
+    shift, replay = 0.1, Steps(backup)
+    found = ratio_estimate(replay, IndependentSteps(shift), replay.starts)
+    assert found.episodes == 400
+    assert found.effective == pytest.approx(400 * np.exp(-Steps.length * shift**2), rel=0.15)
+    assert found.low <= 0.1 * Steps.length * shift <= found.high
+
+
+def test_a_protocol_without_a_critic_is_refused():
+    """There no chunk is backed up to a later row, and a path would never end."""
+    replay = TwoChunks(60)
+    replay.facts.train_critic[:] = False
+    replay.samples_of.bootstrap[:] = replay.samples_of.start
+    replay.samples_of.terminal[:] = False
+    with pytest.raises(Refused, match="the protocol lets no chunk teach a critic"):
         ratio_estimate(replay, Chunks(0.0), replay.starts)
 
 

@@ -36,9 +36,11 @@ def from_here(
         horizon: steps of a stretch; that of the policy where a critic is used.
         critic: use the run's newest critic if it has one.
         robot: name or file of the robot description.
-        config: YAML file of `ImproveConfig` keys that the run was made with.
+        config: YAML file of `ImproveConfig` keys, by default what the run's newest iteration was made with; refused if the critic was made with another.
         count: stretches to print at most.
     """
+    from dataclasses import replace
+
     import numpy as np
 
     from aloe_core.robot import load_robot
@@ -47,25 +49,31 @@ def from_here(
     from aloe_critic.from_here import from_here as search
     from aloe_critic.improve_config import load_config
     from aloe_critic.replay import StoreReplay
+    from aloe_critic.report import read_started, started_replay
     from aloe_policy.replay import ChunkSamples, ReplayStore
     from aloe_policy.trainable import load_trainable
 
-    chosen = load_config(config) if config else improvement.ImproveConfig()
+    given = load_config(config) if config else None
     store = ReplayStore(run / improvement.STORE if (run / improvement.STORE).is_dir() else run)
     if not store.episodes:
         raise AloeError(f"{run} holds no episodes: it is neither a run nor a replay store")
     number = episode_number([e.episode_id for e in store.episodes], episode)
-    judged = [f for f in improvement.finished_iterations(run) if improvement.read_result(f).critic] if critic else []
+    finished = improvement.finished_iterations(run)
+    judged = [f for f in finished if improvement.read_result(f).critic] if critic else []
     end_value = None
     if judged:
         result = improvement.read_result(judged[-1])
+        method, facts, _ = load_critic(judged[-1])
+        started = read_started(judged[-1], facts, given)
         policy, _ = load_trainable(Path(result.policy), load_robot(robot))
-        replay = improvement.make_replay(store, policy, chosen)
-        method = load_critic(judged[-1])[0]
+        cost = started_replay(judged[-1], started, store, policy).samples_of.failure_cost
+        reward = replace(started.config.reward, failure_cost=cost)  # that of V, also for what was recorded since
+        replay = improvement.make_replay(store, policy, replace(started.config, reward=reward))
 
         def end_value(index: np.ndarray) -> np.ndarray:
             return judgement.judge(replay, method, policy, index).v
     else:
+        chosen = given or (read_started(finished[-1]).config if finished else improvement.ImproveConfig())
         replay = StoreReplay(ChunkSamples(store, horizon, chosen.reward, chosen.protocol))
     found = search(replay, number, step, reach, top_share, end_value)
     if not found:

@@ -38,10 +38,11 @@ def ope(
 
     Args:
         bags: folders that hold episodes, at any depth.
-        policy: checkpoints to judge.
-        work: folder for the store and the critics; continued when interrupted.
+        policy: checkpoints to judge; results are named by the folder, or, where that is `policy`, by the one above, and by as many above that as make the
+            names differ.
+        work: folder for the store and the critics, one for every version of a policy; continued when interrupted.
         critic: use this critic as it is, instead of training one for every policy.
-        truth: known values or success rates of the policies by folder name, as name=number,name=number; adds rank correlation, regret and error.
+        truth: known values or success rates of two of the policies or more, as name=number,name=number; adds rank correlation, regret and error.
         robot: name or file of the robot description.
         config: YAML file of `ImproveConfig` keys.
         estimators: `fqe` fitted-Q evaluation with chunks; `monte_carlo` mean return where a bag is the policy's own; `va_ope` linear, variance-aware, on the
@@ -65,10 +66,14 @@ def ope(
     chosen = load_config(config) if config else improvement.ImproveConfig()
     if critic_steps >= 0:
         chosen = replace(chosen, learner=replace(chosen.learner, critic_steps=critic_steps))
+    named = policy_names(policy)
     known = known_success(truth) if truth else {}
+    if unknown := set(known) - set(named):
+        raise AloeError(f"--truth names {', '.join(sorted(unknown))}; the policies are {', '.join(named)}")
+    if known and len(known) < 2:
+        raise AloeError(f"--truth needs two of the policies or more: {', '.join(named)}; it names {', '.join(known)}")
     results: dict[str, Evaluation] = {}
-    for folder in policy:
-        name = folder.resolve().name if folder.resolve().name != "policy" else folder.resolve().parent.name
+    for name, folder in named.items():
         store, report = improvement.ingest(work, bags, folder, described)
         if not results:
             print(report.text())
@@ -77,7 +82,7 @@ def ope(
             folder,
             described,
             chosen,
-            work / f"critic_{name}",
+            work,
             critic,
             estimators=estimators,
             least_effective=min_effective,
@@ -85,8 +90,6 @@ def ope(
         results[name] = found
         for line in lines(found, estimators):
             print(f"{name}: {line}")
-    if known and len(set(results) & set(known)) < 2:
-        raise AloeError(f"--truth needs two of the policies or more: {', '.join(results)}; it names {', '.join(known)}")
     out: dict[str, Any] = {"policies": {name: r.as_dict() for name, r in results.items()}}
     if known:
         out["comparison"] = {}
@@ -100,6 +103,20 @@ def ope(
     if json is not None:
         json.parent.mkdir(parents=True, exist_ok=True)
         json.write_text(jsonlib.dumps(out, indent=2) + "\n")
+
+
+def policy_names(folders: Sequence[Path]) -> dict[str, Path]:
+    """A name for each policy -> its folder: the folder's name, or, where that is `policy`, the one above; where several share it, the end of the path that they
+    do not share. A folder that is given twice is there once."""
+    given = {folder.resolve(): folder for folder in folders}
+    parts = {path: (path.parent if path.name == "policy" else path).parts for path in given}
+    named = {}
+    for path, own in parts.items():
+        others = [other for p, other in parts.items() if p != path]
+        depths = (n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in others))
+        depth = next(depths, None)
+        named[str(path if depth is None else Path(*own[-depth:]))] = given[path]
+    return named
 
 
 LABELS = {

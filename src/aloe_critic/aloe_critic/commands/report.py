@@ -27,7 +27,7 @@ def report(
         run: folder of the run.
         iteration: number; 0: the newest.
         robot: name or file of the robot description.
-        config: YAML file of `ImproveConfig` keys that the improvement was made with.
+        config: YAML file of `ImproveConfig` keys; refused if the iteration was made with another reward, protocol or horizon, which are used by default.
         episodes: episodes to show over time.
         rerun: also write these episodes as Rerun recordings (.rrd).
         progress: also train VITA's value of progress on the successes, and say how well it orders those held out.
@@ -46,11 +46,10 @@ def report(
     if not finished or iteration > len(finished):
         raise AloeError(f"{run} has {len(finished)} finished iterations, so none with number {iteration or 1}")
     folder = finished[iteration - 1]
-    chosen = load_config(config) if config else improvement.ImproveConfig()
     page = write_report(
         folder,
         load_robot(robot),
-        chosen,
+        load_config(config) if config else None,
         episodes,
         rerun=rerun,
         progress=progress,
