@@ -1,6 +1,6 @@
 """docs/critic_quality.md and its plots, from whatever `critic_quality.py` has finished.
 
-python benchmarks/critic_quality_report.py --out runs/critic_quality
+.venv/bin/python benchmarks/critic_quality_report.py --out runs/critic_quality
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from critic_quality import MAIN, SNAPSHOTS, VARIANTS
 from critic_quality_metrics import Judged, Number, read, summary
 from critic_setting import POLICIES, ROWS
 
+from aloe_core.statistics import wilson_interval
 from aloe_critic.ope import spearman
 
 ORDER = sorted(POLICIES, key=lambda name: POLICIES[name][0])  # from bad to good
@@ -52,6 +53,7 @@ NAMES = {
     "td50_batch256": "50 rows, batch of 256",
     "bee": "`bee`, 50 rows: target half from the replay's chunks",
 }
+PLOTTED = ("td50", "td25", "mc_q")
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,20 @@ class Report:
                     values.append(f"{self.judged(found[0], rows).start_true:.3f}")
                 lines.append("| " + " | ".join([name, str(POLICIES[name][0]), *rates, *values]) + " |")
         return "\n".join(lines)
+
+    def bc100_elsewhere(self) -> str:
+        """Why `bc100` is not as good as the policy of as many demonstrations that other pages measure."""
+        file = self.root / "start_bc100_25.json"
+        if not file.exists():
+            return ""
+        count, steps = POLICIES["bc100"]
+        result = json.loads(file.read_text())["rollouts"]
+        low, high = wilson_interval(round(result["success"] * result["n"]), result["n"])
+        return (
+            f"`bc100` is not the policy of {count} demonstrations that succeeds in 95 of 100 episodes [elsewhere](policy.md#measured): "
+            f"it was cloned from others, for {steps:,} steps instead of 3,000, and judged on {result['n']} episodes, "
+            f"which leave its success open between {100 * low:.0f} and {100 * high:.0f} %."
+        )
 
     def quality(
         self,
@@ -211,7 +227,7 @@ class Report:
                     n = summary([self.judged(c, definition(variant), step) for c in there])
                     action = tuple(100 * x for x in n["action"])
                     cells = (
-                        variant,
+                        NAMES[variant],
                         step,
                         text(n["v_error"]),
                         text(n["v_bias"]),
@@ -225,7 +241,7 @@ class Report:
         """Believed against true values, of chunks and of initial states."""
         figure, axes = plt.subplots(2, 3, figsize=(11, 7), layout="constrained")
         colours = dict(zip(ORDER, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(POLICIES))), strict=True))
-        for column, variant in enumerate(("td50", "td25", "mc_q")):
+        for column, variant in enumerate(PLOTTED):
             rows = definition(variant)
             above, below = axes[:, column]
             for critic in self.select("mixed", variant, seeds=(0,)):
@@ -286,8 +302,10 @@ def main(out: Path = Path("runs/critic_quality"), docs: Path = DOCS) -> None:
         "sensible chunks at the same state whose true values clearly differ, the share that the critic puts in the right order. In brackets: 95 % intervals of "
         "bootstrap over states.",
         report.policies(),
+        report.bc100_elsewhere(),
         "## Off-policy: the mixed replay, all policies",
         "![Believed against true values](images/critic_quality.png)",
+        "In the picture: " + "; ".join(f"*{v}*: {NAMES[v]}" for v in PLOTTED) + ".",
         report.quality("mixed", both, POLICIES),
         "## Ranking policies",
         report.ranking(),

@@ -51,7 +51,7 @@ class Row:
     name: str
     seeds: tuple[int, ...]
     success: np.ndarray  # [seeds], share of the evaluation episodes
-    per_hour: np.ndarray  # successes per hour of robot time
+    per_hour: np.ndarray  # [seeds], successes per hour of robot time; NaN: not kept of an earlier run
     takeover: np.ndarray  # [seeds, iterations], share of episodes with a take-over
     effective: np.ndarray  # [seeds], share of all samples left by the weights of the last iteration [%]; NaN: none
 
@@ -73,7 +73,7 @@ def make_row(name: str, results: list[ChainResult], iterations: int) -> Row | No
         name,
         tuple(r.seed for r in mine),
         np.array([r.success for r in mine]),
-        np.array([r.successes_per_hour for r in mine]),
+        np.array([np.nan if r.successes_per_hour is None else r.successes_per_hour for r in mine]),
         np.array([[*r.takeover, *[np.nan] * (iterations - len(r.takeover))] for r in mine]),
         np.array([np.nan if r.effective is None else r.effective for r in mine]),
     )
@@ -98,15 +98,15 @@ def table(rows: list[Row], references: dict[str, Row | None]) -> str:
     )
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
-        rates = ", ".join("-" if np.isnan(r).all() else f"{np.nanmean(r):.0f}" for r in row.takeover.T)
+        rates = ", ".join("-" if np.isnan(r).any() else f"{r.mean():.0f}" for r in row.takeover.T)
         cells = (
             NAMES.get(row.name, row.name),
             len(row.seeds),
             interval(row.success),
-            interval(row.per_hour),
+            "-" if np.isnan(row.per_hour).any() else interval(row.per_hour),
             *(paired(row, reference) for reference in references.values()),
             rates,
-            "-" if np.isnan(row.effective).all() else f"{np.nanmean(row.effective):.0f}",
+            "-" if np.isnan(row.effective).any() else f"{row.effective.mean():.0f}",
         )
         lines.append("| " + " | ".join(str(c) for c in cells) + " |")
     return "\n".join(lines)

@@ -19,7 +19,7 @@ class ChainResult:
     row: str  # a name in VARIANTS, "bc", or a name with "+best": acting with the best of several chunks
     seed: int
     success: float  # [%] of the evaluation episodes
-    successes_per_hour: float  # of robot time
+    successes_per_hour: float | None  # of robot time; None, and no take-overs: not kept of an earlier run
     takeover: tuple[float, ...]  # [%] of the episodes with the human, by iteration
     effective: float | None  # share of all samples left by the weights of the last iteration [%]
 

@@ -1,6 +1,6 @@
 """Read a bag: what happened in one recorded episode, as arrays.
 
-    python examples/01_read_a_bag.py [BAG]
+    .venv/bin/python examples/01_read_a_bag.py [BAG]
 
 Without an argument it first records an episode of the scripted expert, without ROS.
 """

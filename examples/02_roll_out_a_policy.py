@@ -1,6 +1,6 @@
 """Roll out a policy in lockstep: simulator, observation builder, policy and control loop in one process, without ROS.
 
-    python examples/02_roll_out_a_policy.py [POLICY]    (a name or checkpoint folder; by default the scripted expert)
+    .venv/bin/python examples/02_roll_out_a_policy.py [POLICY]    (a name or checkpoint folder; by default the scripted expert)
 
 The classes are those of the ROS graph, so a seed gives the same episode here and there.
 """

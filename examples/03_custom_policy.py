@@ -1,6 +1,6 @@
 """Write a policy of your own and drive the simulated robot with it.
 
-    python examples/03_custom_policy.py
+    .venv/bin/python examples/03_custom_policy.py
 
 A policy turns an observation into a chunk: H rows of joint targets, row 0 for the time of the observation. This one waves the left arm; what it asks for is
 blended, limited and recorded like the chunks of a learned one.

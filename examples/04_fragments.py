@@ -1,9 +1,9 @@
 """Read one intervention under the three protocols.
 
-    python examples/04_fragments.py
+    .venv/bin/python examples/04_fragments.py
 
 A policy drives for 6 ticks, a human takes the left arm over for 4, the policy gets it back for 3 and succeeds. Who drove is all a recording says; what
-each stretch may teach is decided afterwards.
+each stretch may teach is decided afterwards, and of that what does is up to the weights of the method.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ def main() -> None:
             teaches = [name for name, does in (("policy", f.train_policy), ("critic", f.train_critic)) if does]
             print(
                 f"    ticks {f.start:2} .. {f.stop - 1:2}  {f.source.name:6}  {f.outcome.name:10}  {end:8}  "
-                f"teaches {' and '.join(teaches) or 'nothing'}"
+                f"may teach {' and '.join(teaches) or 'nothing'}"
             )
         stops = chunk_stops(SOURCE, fragments, protocol)
         reach = (stops.policy - np.arange(len(SOURCE))).tolist()

@@ -1,6 +1,6 @@
 """Critic targets on a task small enough for a pencil.
 
-    python examples/05_critic_targets.py
+    .venv/bin/python examples/05_critic_targets.py
 
 A robot takes N steps, reward -1 each, and fails on the last, which costs C. The value with d steps to go is -(1 - gamma^(d-1)) / (1 - gamma) - gamma^(d-1) C.
 Chunk TD (Eq. 7) with any back-up length finds it; a target that bootstraps through the end, as if failing went on for ever, does not.

@@ -2,7 +2,7 @@
 
 They come from the summaries below `runs/` and nowhere else.
 
-    python scripts/readme_results.py
+    .venv/bin/python scripts/readme_results.py
 """
 
 from __future__ import annotations
@@ -50,16 +50,18 @@ def seeds(summaries: list[dict[str, Any]]) -> str:
             cells.append(f"{100 * r['success']:.0f} % ({low:.0f}-{high:.0f})")
         rates = ", ".join(f"{summary[f'success_{name}']['successes_per_hour']:.0f}" for name in ("before", "after"))
         minutes = sum(summary["wall_seconds"].values()) / 60
-        takeover = rates_text(summary)
+        takeover = takeover_text(summary)
         lines.append(
             f"| {summary['config']['seed']} | {cells[0]} | {cells[1]} | {rates} | {takeover} | {minutes:.1f} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def rates_text(summary: dict[str, Any]) -> str:
-    """Shares of episodes with a take-over, round by round."""
-    return ", ".join(f"{100 * rate:.0f}" for rate in summary["takeover_rates"]) + " %"
+def takeover_text(summary: dict[str, Any]) -> str:
+    """Episodes with a take-over out of all, round by round; the last round has fewer."""
+    config = summary["config"]
+    episodes = [config["episodes"]] * config["rounds"] + [config["new_episodes"]]
+    return ", ".join(f"{round(rate * n)}/{n}" for rate, n in zip(summary["takeover_rates"], episodes, strict=True))
 
 
 def results(summary: dict[str, Any]) -> str:
@@ -80,7 +82,7 @@ def results(summary: dict[str, Any]) -> str:
         "",
         f"Task `{config['task']}`, method `{config['method']}`, seed {config['seed']}: {config['demonstrations']} demonstrations, then "
         f"{summary['episodes']} episodes under ROS 2 with the simulated operator and {improvements} improvements among them. The operator took over in "
-        f"{rates_text(summary)} of the episodes before, between and after those.",
+        f"{takeover_text(summary)} of the episodes before, between and after those.",
         "",
         "Wall time: " + ", ".join(f"{stage.replace('_', ' ')} {value:.0f} s" for stage, value in seconds.items()) + ".",
     ]

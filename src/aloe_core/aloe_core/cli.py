@@ -84,11 +84,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ModuleNotFoundError as error:
-        if error.name and error.name.startswith("aloe_"):
+        missing, command = error.name or "", name.replace(".", " ")
+        package = missing.partition(".")[0]
+        if package == "rclpy" or package.endswith("_msgs"):
             print(
-                f"aloe: '{name.replace('.', ' ')}' needs the package '{error.name}', which is not installed",
-                file=sys.stderr,
+                f"aloe: '{command}' needs ROS 2 (Python package '{package}'); see docs/installation.md", file=sys.stderr
             )
+            return 1
+        if missing.startswith("aloe_"):
+            print(f"aloe: '{command}' needs the package '{missing}', which is not installed", file=sys.stderr)
             return 1
         raise
 

@@ -270,15 +270,43 @@ class RobotDescription(_Part):
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def robot_folders() -> list[Path]:
+    """Folders in which descriptions are found by name: `$ALOE_ROBOTS` if it is set, then the one that comes with the project."""
+    own = os.environ.get("ALOE_ROBOTS")
+    return [*([Path(own)] if own else []), _shipped_folder()]
+
+
 def robot_folder() -> Path:
-    """Folder of the robot descriptions that come with the project: `$ALOE_ROBOTS`, an installed aloe_bringup, or the source checkout."""
-    if os.environ.get("ALOE_ROBOTS"):
-        return Path(os.environ["ALOE_ROBOTS"])
+    """The first of `robot_folders`."""
+    return robot_folders()[0]
+
+
+def _shipped_folder() -> Path:
+    """That of an installed aloe_bringup, or of the source checkout."""
     for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep):
         folder = Path(prefix) / "share" / "aloe_bringup" / "config" / "robots"
         if prefix and folder.is_dir():
             return folder
     return Path(__file__).resolve().parents[3] / "config" / "robots"
+
+
+def robot_file(name_or_path: str | Path) -> Path:
+    """The file of a robot description, by name (`aloha_sim`) or path of a YAML file. What the description names relative to itself lies beside it.
+
+    Raises:
+        AloeError: there is no such file; the message says where it was looked for and what is there.
+    """
+    path, folders = Path(name_or_path), robot_folders()
+    by_path = path.suffix in (".yaml", ".yml")
+    files = [path] if by_path else [folder / f"{name_or_path}.yaml" for folder in folders]
+    for file in files:
+        if file.is_file():
+            return file
+    known = {file.stem: None for folder in folders for file in sorted(folder.glob("*.yaml"))}
+    advice = "" if by_path else "; give the path of its YAML file, e.g. --robot my_robot.yaml"
+    raise AloeError(
+        f"unknown robot '{name_or_path}': no file {' or '.join(map(str, files))}; known robots: {', '.join(known) or 'none'}{advice}"
+    )
 
 
 def load_robot(name_or_path: str | Path) -> RobotDescription:
@@ -287,12 +315,7 @@ def load_robot(name_or_path: str | Path) -> RobotDescription:
     Raises:
         AloeError: the file is missing, is not YAML, or a key is unknown, missing or wrong; the message names file and key.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = robot_folder() / f"{name_or_path}.yaml"
-    if not path.is_file():
-        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
-        raise AloeError(f"unknown robot '{name_or_path}': no file {path}; known robots: {', '.join(known) or 'none'}")
+    path = robot_file(name_or_path)
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise AloeError(f"{path}: a robot description is a mapping of keys, this file is a {type(data).__name__}")

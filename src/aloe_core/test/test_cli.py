@@ -1,5 +1,6 @@
 """The command `aloe`: finds sub-commands, keeps them lazy, turns mistakes into one sentence."""
 
+import importlib
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -33,6 +34,15 @@ def lonely() -> None:
     raise ModuleNotFoundError("No module named 'aloe_absent'", name="aloe_absent")
 
 
+def talk(module: str = "rclpy.node") -> None:
+    """Talk to nodes.
+
+    Args:
+        module: What it imports.
+    """
+    importlib.import_module(module)
+
+
 HERE = "test_cli"
 
 
@@ -44,6 +54,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> None:
         "say.greet": f"{HERE}:greet",
         "say.lonely": f"{HERE}:lonely",
         "interrupted": f"{HERE}:interrupted",
+        "talk": f"{HERE}:talk",
         "absent": "aloe_absent.module:function",
     }
     entries = [EntryPoint(name, value, cli.GROUP) for name, value in targets.items()]
@@ -83,6 +94,19 @@ def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["say", "lonely"], ["absent"]):
         assert cli.main(command) == 1
         assert "needs the package 'aloe_absent', which is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["rclpy.node", "aloe_msgs.srv"])
+def test_commands_that_talk_to_nodes_say_that_they_need_ros(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = module.partition(".")[0]
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    assert cli.main(["talk", "--module", module]) == 1
+    assert (
+        capsys.readouterr().err == f"aloe: 'talk' needs ROS 2 (Python package '{package}'); see docs/installation.md\n"
+    )
 
 
 def test_help_of_one_command(capsys: pytest.CaptureFixture[str]) -> None:

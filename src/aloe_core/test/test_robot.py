@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from aloe_core.errors import AloeError
-from aloe_core.robot import RobotDescription, load_robot, robot_folder
+from aloe_core.robot import RobotDescription, load_robot, robot_file, robot_folder
 
 ROBOTS = [p.stem for p in sorted(robot_folder().glob("*.yaml"))]
 
@@ -132,13 +132,30 @@ def test_files_that_are_something_else(tmp_path: Path, text: str, sentence: str)
         load_robot(write(tmp_path, text))
 
 
-def test_unknown_robots_and_cameras_list_the_known_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(AloeError, match=r"unknown robot 'aloha_smi': .* known robots: aloha_sim, bimanual_ur5e"):
+def test_unknown_robots_and_cameras_list_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(
+        AloeError,
+        match=r"unknown robot 'aloha_smi': .* known robots: aloha_sim, bimanual_ur5e; give .* --robot my_robot\.yaml$",
+    ):
         load_robot("aloha_smi")
+    with pytest.raises(AloeError, match=r"no file .*/absent\.yaml; known robots: aloha_sim, bimanual_ur5e$"):
+        load_robot(tmp_path / "absent.yaml")
     with pytest.raises(
         AloeError, match="robot 'aloha_sim' has no camera 'nose'; it has: overhead, left_wrist, right_wrist"
     ):
         load_robot("aloha_sim").camera("nose")
-    write(tmp_path, description())
+
+
+def test_a_folder_of_ones_own_comes_before_that_of_the_project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shipped = robot_folder()
+    own = write(tmp_path, description())
     monkeypatch.setenv("ALOE_ROBOTS", str(tmp_path))
     assert load_robot("robot").name == "two_arms"
+    assert robot_file("robot") == own
+    assert robot_file("aloha_sim") == shipped / "aloha_sim.yaml"
+    with pytest.raises(AloeError) as error:
+        load_robot("nobody")
+    for part in (f"{tmp_path}/nobody.yaml or {shipped}/nobody.yaml", "known robots: robot, aloha_sim, bimanual_ur5e;"):
+        assert part in str(error.value)
+    own.rename(tmp_path / "aloha_sim.yaml")
+    assert load_robot("aloha_sim").name == "two_arms"
