@@ -213,7 +213,9 @@ class Recording:
         if topic is None:
             return []
         check_type(topic, where)
-        found = []
+        found: dict[
+            tuple[int, int], Request
+        ] = {}  # a request may be published again, for its answer may have been lost
         for raw in self._storage.scan(lambda name: name == topic.name):
             message = deserialize(raw.data, raw.type, f"{where}: {raw.topic}")
             if episode_id and message.episode_id != episode_id:
@@ -223,18 +225,17 @@ class Recording:
                 raise AloeError(
                     f"{where}: {raw.topic}: request {message.request_id}: a prefix of {prefix.size} numbers"
                 )
-            found.append(
-                Request(
-                    stamp_ns=stamp_to_ns(message.header.stamp),
-                    log_time_ns=raw.log_time_ns,
-                    episode_id=message.episode_id,
-                    request_id=message.request_id,
-                    instruction=message.instruction,
-                    prefix=prefix.reshape(-1, self.robot.action_dim),
-                    prefix_steps=message.prefix_steps,
-                )
+            request = Request(
+                stamp_ns=stamp_to_ns(message.header.stamp),
+                log_time_ns=raw.log_time_ns,
+                episode_id=message.episode_id,
+                request_id=message.request_id,
+                instruction=message.instruction,
+                prefix=prefix.reshape(-1, self.robot.action_dim),
+                prefix_steps=message.prefix_steps,
             )
-        return found
+            found.setdefault((request.request_id, request.stamp_ns), request)
+        return list(found.values())
 
 
 def _driver(row: np.ndarray) -> str:

@@ -2,6 +2,7 @@
 
 Sensor messages go out byte by byte as recorded, with the quality of service they were offered with, their time as `/clock`, and the recorded chunk requests
 between them. What the policy and the critic answer is written, with all that was recorded, to a new bag. The node ends when that is done.
+As fast as they answer (rate 0), a question without an answer is asked again: what is said before two nodes have discovered each other is lost.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import importlib
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from rclpy.clock import Clock, ClockType
+from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message, serialize_message
 from rosgraph_msgs.msg import Clock as ClockMsg
@@ -29,6 +32,7 @@ from aloe_robot.control.config import ControlConfig
 from aloe_robot.nodes.lifecycle import ManagedNode, run
 
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+ASK_AGAIN_PERIOD = 2.0  # [s] wall time
 SETTLE = 0.5  # [s] wall time for which the number of listeners must not change before the bag begins
 TYPES = {
     CHUNK: "aloe_msgs/msg/ActionChunk",
@@ -64,6 +68,9 @@ class ReplayNode(ManagedNode):
         self._judged: dict[
             tuple[str, int], int
         ] = {}  # (topic of the value, chunk id) -> time of the chunk in the bag [ns]
+        self._questions_of: dict[tuple[str, int], tuple[Publisher, Any]] = {}  # what asks for an answer, by that answer
+        self._answered: set[tuple[str, int, int]] = set()  # (topic, number, stamp) of every answer
+        self._said_at = 0.0  # wall time at which the bag or a question was last played
         self._lost = 0
 
     def configure(self) -> None:
@@ -129,18 +136,29 @@ class ReplayNode(ManagedNode):
 
     def _on_chunk(self, message: ActionChunk) -> None:
         with self._changed:
+            self._pace.pending.pop((CHUNK, message.request_id), None)
+            if self._is_repeated(CHUNK, message.request_id, message):
+                return
             asked = self._asked.get(message.request_id, stamp_to_ns(message.header.stamp))
             self._additions.append(Addition(CHUNK, TYPES[CHUNK], serialize_message(message), asked))
-            self._pace.pending.pop((CHUNK, message.request_id), None)
-            self._expect_value(VALUE, message, asked)
+            self._expect_value(VALUE, message, asked, self._questions_of.get((CHUNK, message.request_id)))
             self._changed.notify_all()
 
     def _on_value(self, topic: str, message: CriticValue) -> None:
         with self._changed:
+            self._pace.pending.pop((topic, message.chunk_id), None)
+            if self._is_repeated(topic, message.chunk_id, message):
+                return
             at = self._judged.get((topic, message.chunk_id), stamp_to_ns(message.header.stamp))
             self._additions.append(Addition(topic, TYPES[topic], serialize_message(message), at))
-            self._pace.pending.pop((topic, message.chunk_id), None)
             self._changed.notify_all()
+
+    def _is_repeated(self, topic: str, number: int, answer: ActionChunk | CriticValue) -> bool:
+        """Whether this has been answered before, by somebody who was asked again."""
+        key = (topic, number, stamp_to_ns(answer.header.stamp))
+        known = key in self._answered
+        self._answered.add(key)
+        return known
 
     def _end(self) -> None:
         if self._result is not None:
@@ -174,6 +192,7 @@ class ReplayNode(ManagedNode):
             data = bytes(raw.data)
             with self._changed:
                 self._note(raw.topic, data, now_ns)
+                self._said_at = time.monotonic()
             self._publishers_of[raw.topic].publish(data)
             played += 1
         if not self._wait_for_answers():
@@ -212,6 +231,7 @@ class ReplayNode(ManagedNode):
         request.header.stamp = time_msg(ros_make, stamp)
         with self._changed:
             self._asked[request.request_id] = self._pace.pending[CHUNK, request.request_id] = now_ns
+            self._questions_of[CHUNK, request.request_id] = self._request_pub, request
         self._request_pub.publish(request)
 
     def _note(self, topic: str, data: bytes, now_ns: int) -> None:
@@ -219,13 +239,29 @@ class ReplayNode(ManagedNode):
         assert self._playback is not None
         if topic == self._playback.requests:
             request_id = deserialize_message(data, ChunkRequest).request_id
+            if (CHUNK, request_id) in self._questions_of and self._questions_of[CHUNK, request_id][1] == data:
+                return  # it was published again
             self._asked[request_id] = self._pace.pending[CHUNK, request_id] = now_ns
+            self._questions_of[CHUNK, request_id] = self._publishers_of[topic], data
         elif self._playback.topics[topic].played == RECORDED_CHUNK:
-            self._expect_value(topics.CRITIC_VALUE, deserialize_message(data, ActionChunk), now_ns)
+            question = self._publishers_of[topic], data
+            self._expect_value(topics.CRITIC_VALUE, deserialize_message(data, ActionChunk), now_ns, question)
 
-    def _expect_value(self, topic: str, chunk: ActionChunk, at_ns: int) -> None:
-        if self.count_publishers(topic):
-            self._judged[topic, chunk.chunk_id] = self._pace.pending[topic, chunk.chunk_id] = at_ns
+    def _expect_value(self, topic: str, chunk: ActionChunk, at_ns: int, question: tuple[Publisher, Any] | None) -> None:
+        if not self.count_publishers(topic):
+            return
+        self._judged[topic, chunk.chunk_id] = self._pace.pending[topic, chunk.chunk_id] = at_ns
+        if question is not None:
+            self._questions_of[topic, chunk.chunk_id] = question
+
+    def _ask_again(self, now: float) -> None:
+        """Repeats the questions that still wait for an answer, each once: two answers may be to one."""
+        if self._pace.rate or now - self._said_at < ASK_AGAIN_PERIOD:
+            return
+        self._said_at = now
+        waiting = [self._questions_of[key] for key in self._pace.pending if key in self._questions_of]
+        for publisher, question in {id(question): (publisher, question) for publisher, question in waiting}.values():
+            publisher.publish(question)
 
     def _wait_for(self, time_ns: int) -> bool:
         """Waits until a message of that time is due; answers that are too late count as lost. False: the node is to stop."""
@@ -234,6 +270,7 @@ class ReplayNode(ManagedNode):
             while not self._stopping and (due := self._pace.due(time_ns, since)) > (now := time.monotonic()):
                 if not self._pace.rate and now - since > self._max_wait:
                     self._give_up()
+                self._ask_again(now)
                 self._changed.wait(min(due - now, 0.5))
             return not self._stopping
 
@@ -244,6 +281,7 @@ class ReplayNode(ManagedNode):
             while not self._stopping and self._pace.pending:
                 if time.monotonic() - since > self._max_wait:
                     self._give_up()
+                self._ask_again(time.monotonic())
                 self._changed.wait(0.1)
             return not self._stopping
 
@@ -260,12 +298,13 @@ class ReplayNode(ManagedNode):
         while True:
             now = time.monotonic()
             found = [p.get_subscription_count() for p in self._publishers_of.values()]
+            found += [self.count_publishers(topic) for topic in (CHUNK, VALUE, topics.CRITIC_VALUE)]
             if found != counts:
                 counts, since = found, now
             looking = self._publishers_of[joints.recorded].get_subscription_count()
             asked = self._request_pub.get_subscription_count()
             missing = ""
-            if not (asked and self._policy_ready):
+            if not (asked and self._policy_ready and self.count_publishers(CHUNK)):
                 missing = f"policy that is ready (on {topics.POLICY_STATUS}, {topics.CHUNK_REQUEST})"
             elif looking < listeners:
                 missing = f"{listeners} nodes that look at {joints.played}, only {looking} (offered {joints.qos.reliability}, as recorded)"
