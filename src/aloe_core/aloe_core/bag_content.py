@@ -96,6 +96,8 @@ class EpisodeContent:
 
     def _joint_state(self, raw: RawMessage) -> None:
         message = self._message(raw)
+        if not len(message.position):  # velocities or efforts on their own
+            return
         stamp = stamp_to_ns(message.header.stamp)
         try:
             self.builder.add_joint_state(stamp, message.name, message.position)

@@ -210,12 +210,16 @@ class McapStorage:
             if compression == b"":
                 records, base = body, start
             elif compression == b"lz4":
-                records = memoryview(lz4.frame.decompress(body))
+                records = memoryview(lz4.frame.LZ4FrameDecompressor().decompress(body, max_length=size + 1))
             elif compression == b"zstd":
+                if zstandard.frame_content_size(body) not in (-1, size):  # -1: the frame does not say
+                    raise ValueError(f"not of the {size} bytes it declares")
                 records = memoryview(zstandard.ZstdDecompressor().decompress(body, max_output_size=size))
             else:
                 raise ValueError(f"unknown compression {compression[:16]!r}")
-            if len(records) != size or (crc and zlib.crc32(records) != crc):
+            if len(records) != size:
+                raise ValueError(f"not of the {size} bytes it declares")
+            if crc and zlib.crc32(records) != crc:
                 raise ValueError("checksum")
         except (ValueError, struct.error, zstandard.ZstdError, RuntimeError, MemoryError) as error:
             raise self._error(f"the chunk at byte {at} is damaged ({error})", index) from None

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aloe_core import topics as names
-from aloe_core.bag_format import METADATA_FILE, EpisodeInfo, TopicQos, mcap_path
+from aloe_core.bag_format import METADATA_FILE, EpisodeInfo, RawMessage, Topic, TopicQos, mcap_path
 from aloe_core.bag_images import deserialize
 from aloe_core.bag_mcap import McapStorage
+from aloe_core.bag_messages import check_type
 from aloe_core.bag_storage import open_storage
 from aloe_core.bag_writer import BagWriter
 from aloe_core.errors import AloeError
@@ -18,6 +19,7 @@ from aloe_core.vocabulary import EventType, Outcome, Termination
 
 ORIGINAL_SUFFIX = ".unfinalized"
 WORK_FOLDER = ".recovering"
+EVENT_TYPE = "aloe_msgs/msg/EpisodeEvent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,13 @@ def recover(folder: Path | str) -> Recovery:
     work = folder / WORK_FOLDER
     shutil.rmtree(work, ignore_errors=True)  # of a recovery that was killed
     damage: list[str] = []
-    messages = _rewrite(storage, work / folder.name, damage)
-    storage.close()
+    try:
+        messages = _rewrite(storage, work / folder.name, damage)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    finally:
+        storage.close()
     if messages == 0:
         shutil.rmtree(work)
         raise AloeError(
@@ -80,13 +87,31 @@ def _rewrite(storage: McapStorage, target: Path, damage: list[str]) -> int:
         for raw, topic in storage.scan_with_topics(damage):
             bag.add_topic(raw.topic, raw.type, TopicQos.from_rosbag2(topic.qos), topic.definition, topic.type_hash)
             bag.write(raw.topic, raw.type, bytes(raw.data), raw.log_time_ns, raw.publish_time_ns)
-            if raw.topic.endswith("/" + names.EPISODE_EVENT):
-                event = deserialize(raw.data, raw.type, f"{where}: {raw.topic}")
-                if event.episode_id == info.episode_id and event.event == EventType.STOPPED:
-                    outcome, termination = Outcome(event.outcome), Termination(event.termination_reason)
-        found = f"{bag.messages} messages" + (f", {len(damage)} damaged parts left out" if damage else "")
+            try:
+                outcome, termination = _ending(raw, topic, info.episode_id, where) or (outcome, termination)
+            except AloeError as error:
+                damage.append(str(error))
+        found = f"{bag.messages} messages" + (f", {len(damage)} parts could not be read" if damage else "")
         bag.close(outcome, termination, {"recovered": found})
         return bag.messages
+
+
+def _ending(raw: RawMessage, topic: Topic, episode_id: str, where: str) -> tuple[Outcome, Termination] | None:
+    """How the episode ended, if `raw` is the event that says so.
+
+    Raises:
+        AloeError: an event that cannot be read, or with an outcome or a reason that does not exist.
+    """
+    if raw.type != EVENT_TYPE or not raw.topic.endswith("/" + names.EPISODE_EVENT):
+        return None
+    check_type(topic, where)
+    event = deserialize(raw.data, raw.type, f"{where}: {raw.topic}")
+    if event.episode_id != episode_id or event.event != EventType.STOPPED:
+        return None
+    try:
+        return Outcome(event.outcome), Termination(event.termination_reason)
+    except ValueError as error:
+        raise AloeError(f"{where}: {raw.topic}: {error}") from None
 
 
 def _keep(file: Path) -> Path:

@@ -7,7 +7,10 @@ handed to the operating system at once, so that a recorder killed by SIGKILL los
 from __future__ import annotations
 
 import os
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -87,7 +90,8 @@ class BagWriter:
             bag.write("/joint_states", "sensor_msgs/msg/JointState", cdr, log_time_ns)
             bag.close(Outcome.SUCCESS, Termination.TASK)
 
-    Leaving the `with` block closes a bag that is still open. Not thread-safe: one thread writes.
+    Leaving the `with` block closes a bag that is still open; an exception leaves it as a kill would, for `aloe bags recover`. Not thread-safe: one
+    thread writes.
 
     Args:
         folder: the bag's folder, `<bags>/<episode_id>`; must not exist, its parents are made.
@@ -95,6 +99,7 @@ class BagWriter:
         compression: of MCAP chunks; the default is what `benchmarks/bench_bags.py` favours.
         chunk_bytes: a chunk is closed when it is larger [byte].
         chunk_seconds: a chunk is closed when its first message is older, wall time [s].
+        final: where the caller moves the folder when the bag is whole; errors name it instead of `folder`.
 
     Raises:
         AloeError: the folder exists or cannot be made.
@@ -107,14 +112,17 @@ class BagWriter:
         compression: Compression = "lz4",
         chunk_bytes: int = CHUNK_BYTES,
         chunk_seconds: float = CHUNK_SECONDS,
+        final: Path | None = None,
     ) -> None:
         if compression not in _COMPRESSION:
             raise AloeError(f"bag compression '{compression}' is not one of: {', '.join(_COMPRESSION)}")
         self.folder = Path(folder)
         self.info = info
+        self._final = final
+        self._name = final or self.folder
         self.messages = 0
         self._topics: dict[str, _Topic] = {}
-        self._schemas: dict[str, int] = {}
+        self._schemas: dict[tuple[str, str], int] = {}  # by type and definition
         self._chunk_seconds = chunk_seconds
         self._chunk_started: float | None = None  # monotonic [s] of the first message in the open chunk
         self._start_ns, self._end_ns = (1 << 63) - 1, 0
@@ -124,11 +132,9 @@ class BagWriter:
             self.folder.mkdir(parents=True)
             self._output = _Output(mcap_path(self.folder))
         except FileExistsError:
-            raise AloeError(
-                f"bag {self.folder} exists already; bags are never overwritten, choose another episode id"
-            ) from None
+            raise _exists(self._name) from None
         except OSError as error:
-            raise AloeError(f"cannot make the bag {self.folder}: {error.strerror}") from None
+            raise AloeError(f"cannot make the bag {self._name}: {error.strerror}") from None
         self._mcap = Writer(cast(IO[Any], self._output), chunk_size=chunk_bytes, compression=_COMPRESSION[compression])
         try:
             self._mcap.start(profile="ros2", library=f"aloe {info.software_version}")
@@ -163,7 +169,7 @@ class BagWriter:
         known = self._topics.get(topic)
         if known is not None:
             if known.type != type:
-                raise AloeError(f"bag {self.folder}: topic {topic} has type {known.type}, not {type}")
+                raise AloeError(f"bag {self._name}: topic {topic} has type {known.type}, not {type}")
             return
         self._check_open()
         if definition is None:
@@ -172,13 +178,15 @@ class BagWriter:
                 type_hash = typestore().hash_rihs01(type)
             except (TypesysError, KeyError):
                 raise AloeError(
-                    f"bag {self.folder}: message type {type} of {topic} is unknown; give its definition"
+                    f"bag {self._name}: message type {type} of {topic} is unknown; give its definition"
                 ) from None
         try:
-            if type not in self._schemas:
-                self._schemas[type] = self._mcap.register_schema(type, "ros2msg", definition.encode())
+            schema = self._schemas.get((type, definition))
+            if schema is None:
+                schema = self._mcap.register_schema(type, "ros2msg", definition.encode())
+                self._schemas[type, definition] = schema
             offered = {"offered_qos_profiles": dump_yaml([qos.to_rosbag2()]), "topic_type_hash": type_hash}
-            channel = self._mcap.register_channel(topic, "cdr", self._schemas[type], offered)
+            channel = self._mcap.register_channel(topic, "cdr", schema, offered)
         except OSError as error:
             raise self._fail(error) from None
         self._topics[topic] = _Topic(channel, type, qos, type_hash)
@@ -265,18 +273,28 @@ class BagWriter:
             raise self._fail(error) from None
         self._closed = True
 
+    def abandon(self) -> None:
+        """Closes the file without index and `metadata.yaml`, as a kill would leave it. A closed bag stays as it is."""
+        if self._closed:
+            return
+        try:
+            self._mcap.flush()
+        except OSError:
+            pass  # the whole chunks before are kept
+        self._closed = True
+        self._output.close()
+
     def _check_open(self) -> None:
         if self._closed:
-            raise AloeError(self._failure or f"bag {self.folder} is closed")
+            raise AloeError(self._failure or f"bag {self._name} is closed")
 
     def _fail(self, error: OSError) -> AloeError:
         """Gives the bag up, keeping every whole chunk (recovery skips a torn one); later writes raise the same sentence."""
         self._closed = True
         self._output.close()
-        self._failure = (
-            f"cannot write the bag {self.folder}: {error.strerror or error}; "
-            f"what was written before is kept, restore it with: aloe bags recover {self.folder}"
-        )
+        self._failure = f"cannot write the bag {self._name}: {error.strerror or error}"
+        if self._final is None:
+            self._failure += f"; what was written before is kept, restore it with: aloe bags recover {self.folder}"
         return AloeError(self._failure)
 
     def __enter__(self) -> BagWriter:
@@ -285,5 +303,35 @@ class BagWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self._closed:
+        if kind is None:
             self.close()
+        else:
+            self.abandon()
+
+
+@contextmanager
+def whole_bag(folder: Path, info: EpisodeInfo) -> Iterator[BagWriter]:
+    """A bag that appears as `folder` when the block has ended, and not at all when the block raises.
+
+    Until then it is in a hidden folder beside it; what belongs beside its file goes into `bag.folder`.
+
+    Raises:
+        AloeError: `folder` exists, or the disk refuses.
+    """
+    if folder.exists():
+        raise _exists(folder)
+    hidden = folder.with_name(f".{folder.name}.new-{os.getpid()}")
+    shutil.rmtree(hidden, ignore_errors=True)  # of a conversion that was killed
+    try:
+        with BagWriter(hidden / folder.name, info, final=folder) as bag:
+            yield bag
+        try:
+            bag.folder.rename(folder)
+        except OSError as error:
+            raise AloeError(f"cannot make the bag {folder}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _exists(folder: Path) -> AloeError:
+    return AloeError(f"bag {folder} exists already; bags are never overwritten, choose another episode id")

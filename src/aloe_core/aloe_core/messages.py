@@ -140,7 +140,7 @@ def chunk_from_msg(message: Any, robot: RobotDescription) -> ActionChunk:
     """`aloe_msgs/ActionChunk` -> `ActionChunk`.
 
     Raises:
-        AloeError: joints other than the robot's, or a size that does not fit; the message says which.
+        AloeError: joints other than the robot's, or a size or number that does not fit; the message says which.
     """
     names = list(message.joint_names)
     if names != list(robot.action_names):
@@ -154,6 +154,9 @@ def chunk_from_msg(message: Any, robot: RobotDescription) -> ActionChunk:
         )
     if not message.dt > 0 or not np.isfinite(message.dt):
         raise AloeError(f"chunk {message.chunk_id} has a time step of {message.dt} s")
+    cameras, stamps = list(message.camera_names), list(message.camera_stamps)
+    if len(cameras) != len(stamps):
+        raise AloeError(f"chunk {message.chunk_id} has {len(cameras)} camera names but {len(stamps)} camera stamps")
     return ActionChunk(
         stamp_ns=stamp_to_ns(message.header.stamp),
         positions=positions.reshape(message.horizon, robot.action_dim),
@@ -163,7 +166,7 @@ def chunk_from_msg(message: Any, robot: RobotDescription) -> ActionChunk:
         policy_version=message.policy_version,
         episode_id=message.episode_id,
         inference_latency_s=message.inference_latency,
-        camera_stamps_ns={n: stamp_to_ns(s) for n, s in zip(message.camera_names, message.camera_stamps, strict=True)},
+        camera_stamps_ns={n: stamp_to_ns(s) for n, s in zip(cameras, stamps, strict=True)},
     )
 
 

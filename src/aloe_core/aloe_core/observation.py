@@ -104,7 +104,13 @@ class ObservationBuilder:
         self._task = _History[tuple[np.ndarray, np.ndarray]](history)
 
     def add_joint_state(self, stamp_ns: int, names: Sequence[str], positions: Sequence[float]) -> None:
-        """One JointState message, whole or partial; unknown joints are ignored."""
+        """One JointState message, whole or partial; unknown joints and a message without positions are ignored.
+
+        Raises:
+            AloeError: names and positions differ in number.
+        """
+        if not len(positions):  # of a driver that reports velocities or efforts on their own
+            return
         if len(names) != len(positions):
             raise AloeError(f"joint state has {len(names)} names but {len(positions)} positions")
         for name, position in zip(names, positions, strict=True):

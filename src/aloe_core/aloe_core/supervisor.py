@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from aloe_core.errors import AloeError
 from aloe_core.supervisor_launchfile import NodeSpec
@@ -119,6 +119,8 @@ class Supervisor:
             self._print_line(line)
         except BrokenPipeError:  # nobody reads any more, as with `aloe up ... | head`: end, but in order
             self._stop.set()
+        except (OSError, ValueError):
+            pass  # a full disk or a closed terminal costs the line, never a node
 
     def _on_signal(self, number: int, frame: object) -> None:
         if self._stop.is_set():
@@ -214,14 +216,14 @@ class _Process:
         self._reader.start()
 
     def _read(self, popen: subprocess.Popen[str]) -> None:
+        """Reads the pipe to its end whatever becomes of the lines: a node would block as soon as 64 KiB wait in it."""
         assert popen.stdout is not None
-        log = _log_file(self.label) if self.spec.output in ("log", "both") else None
+        log = _Log(self.label, self._print) if self.spec.output in ("log", "both") else None
         for line in popen.stdout:
             if self.spec.output in ("screen", "both"):
                 self._print(f"[{self.label}] {line.rstrip()}")
             if log is not None:
                 log.write(line)
-                log.flush()
         if log is not None:
             log.close()
 
@@ -274,8 +276,42 @@ def _end_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
 
 
-def _log_file(label: str) -> Any:
-    home = Path(os.environ.get("ROS_HOME", Path.home() / ".ros"))
-    folder = Path(os.environ.get("ROS_LOG_DIR", home / "log"))
+class _Log:
+    """The log file of a node; given up, and that said once, when it cannot be opened or written."""
+
+    def __init__(self, label: str, print_line: Callable[[str], None]) -> None:
+        self._label, self._print = label, print_line
+        self._file: IO[str] | None = None
+        try:
+            self._file = _log_file(label)
+        except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home directory
+            self._give_up(error)
+
+    def write(self, line: str) -> None:
+        """Appends a line, which is with the operating system afterwards."""
+        if self._file is None:
+            return
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            self.close()
+            self._give_up(error)
+
+    def close(self) -> None:
+        """Closes the file; what cannot be written any more is lost."""
+        file, self._file = self._file, None
+        try:
+            if file is not None:
+                file.close()
+        except OSError:
+            pass
+
+    def _give_up(self, error: Exception) -> None:
+        self._print(f"[aloe] cannot log what {self._label} prints: {error}")
+
+
+def _log_file(label: str) -> IO[str]:
+    folder = Path(os.environ.get("ROS_LOG_DIR") or Path(os.environ.get("ROS_HOME") or Path.home() / ".ros", "log"))
     folder.mkdir(parents=True, exist_ok=True)
     return (folder / f"{label}-{os.getpid()}.log").open("a", encoding="utf-8")

@@ -2,10 +2,16 @@
 
 import os
 import shutil
+import struct
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import lz4.frame
 import pytest
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -113,6 +119,46 @@ def test_junk_in_place_of_a_file(sound: Path, tmp_path: Path, junk: bytes) -> No
         shutil.copytree(sound, folder)
         (folder / name).write_bytes(junk)
         readable(folder)
+
+
+PEAK = """
+    import sys
+    from pathlib import Path
+    from aloe_core.bag_reader import read_episode
+    from aloe_core.errors import AloeError
+    from aloe_core.robot import load_robot
+
+    def peak() -> int:  # of this process [KiB]
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+    robot, before = load_robot("aloha_sim"), peak()
+    try:
+        read_episode(Path(sys.argv[1]), robot)
+    except AloeError as error:
+        print(peak() - before, error)
+"""
+
+
+def _without_size(data: bytes) -> bytes:
+    stream = zstandard.ZstdCompressor().compressobj()  # does not know how much will come
+    return stream.compress(data) + stream.flush()
+
+
+@pytest.mark.parametrize("compress", [zstandard.compress, _without_size, lz4.frame.compress])
+def test_a_chunk_is_not_decompressed_beyond_what_it_declares(
+    tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
+    folder = tmp_path / "e"
+    SyntheticEpisode(ROBOT, steps=2).write(folder)
+    name, body = b"lz4" if compress is lz4.frame.compress else b"zstd", compress(bytes(1 << 27))
+    chunk = struct.pack("<QQQII", 0, 1, 1000, 0, len(name)) + name + struct.pack("<Q", len(body)) + body
+    magic = b"\x89MCAP0\r\n"
+    records = struct.pack("<BQ", 6, len(chunk)) + chunk + struct.pack("<BQ", 15, 4) + bytes(4)
+    (folder / "e_0.mcap").write_bytes(magic + records + magic)
+    command = [sys.executable, "-c", textwrap.dedent(PEAK), str(folder)]
+    used, sentence = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(" ", 1)
+    assert "e_0.mcap: the chunk at byte 17 is damaged" in sentence
+    assert int(used) < 1 << 15  # of 131072 KiB
 
 
 @pytest.mark.parametrize(

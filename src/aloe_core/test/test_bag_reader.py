@@ -145,6 +145,23 @@ def test_joint_states_faster_than_the_control_rate_are_held(tmp_path: Path) -> N
     assert episode.stamps_ns[-1] - 4_000_000 < record.final_stamp_ns <= episode.stamps_ns[-1]
 
 
+def test_joint_states_without_positions_say_nothing(tmp_path: Path) -> None:
+    episode = SyntheticEpisode(ROBOT, steps=10)
+    info = episode.info("e")
+    messages = episode.messages(info)
+    for ns in [int(episode.stamps_ns[4]), int(episode.stamps_ns[-1]) + 1_000]:
+        names_of, empty = list(ROBOT.action_names), np.empty(0)
+        header, speeds = header_msg(bag_make, ns), np.full(14, 0.1)
+        type = "sensor_msgs/msg/JointState"
+        moving = bag_make(type, header=header, name=names_of, position=empty, velocity=speeds, effort=empty)
+        messages.append((ROBOT.joint_states_topic, type, moving, ns))
+    write(tmp_path / "e", sorted(messages, key=lambda m: m[3]), info)
+    record = read_episode(tmp_path / "e", ROBOT)
+    np.testing.assert_allclose(record.state, episode.state[:-1], atol=1e-6)
+    assert record.final_stamp_ns == episode.stamps_ns[-1]
+    assert record.problems == []
+
+
 def test_images_are_those_the_chunk_names(tmp_path: Path) -> None:
     """A policy that saw an older image at a tick of its chunk: the record shows that image there, and the newest one elsewhere."""
     episode = SyntheticEpisode(ROBOT, steps=20, cameras=("overhead",), image_every=1)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,13 @@ from mcap.reader import make_reader
 from rosbags.highlevel import AnyReader
 
 from aloe_core import bag_recover
+from aloe_core.bag_format import RELIABLE
 from aloe_core.bag_reader import find_bags, read_episode
 from aloe_core.bag_recover import recover
+from aloe_core.bag_storage import open_storage
+from aloe_core.bag_writer import BagWriter
 from aloe_core.errors import AloeError
+from aloe_core.messages import typestore
 from aloe_core.robot import load_robot
 from aloe_core.synthetic import SyntheticEpisode
 from aloe_core.vocabulary import Outcome, Termination
@@ -110,6 +115,74 @@ def test_a_damaged_chunk_in_the_middle_is_left_out_and_named(tmp_path: Path) -> 
     assert "checksum" in recovery.damage[0]
     assert written * 0.8 < recovery.messages < written
     assert any("are missing" in problem for problem in read_episode(folder).problems)
+
+
+EVENT = "aloe_msgs/msg/EpisodeEvent"
+
+
+def _wrong_outcome(bag: BagWriter, stopped: bytes) -> None:
+    event = typestore().deserialize_cdr(stopped, EVENT)
+    event.outcome = 9
+    bag.write("/episode/event", EVENT, typestore().serialize_cdr(event, EVENT).tobytes(), 10**12)
+
+
+def _short_event(bag: BagWriter, stopped: bytes) -> None:
+    bag.write("/episode/event", EVENT, stopped[:7], 10**12)
+
+
+def _other_definition(bag: BagWriter, stopped: bytes) -> None:
+    bag.add_topic("/old/episode/event", EVENT, RELIABLE, "uint8 event\n", "RIHS01_" + "0" * 64)
+    bag.write("/old/episode/event", EVENT, b"\0\1\0\0\2", 10**12)
+
+
+def _other_type(bag: BagWriter, stopped: bytes) -> None:
+    text = typestore().types["std_msgs/msg/String"](data="x")
+    data = typestore().serialize_cdr(text, "std_msgs/msg/String").tobytes()
+    bag.write("/other/episode/event", "std_msgs/msg/String", data, 10**12)
+
+
+@pytest.mark.parametrize(
+    ("add", "damage"),
+    [
+        (_wrong_outcome, "/episode/event: 9 is not a valid Outcome"),
+        (_short_event, "/episode/event: not a aloe_msgs/msg/EpisodeEvent"),
+        (_other_definition, "/old/episode/event was recorded with another version of aloe_msgs/msg/EpisodeEvent"),
+        (_other_type, None),
+    ],
+)
+def test_an_event_that_says_nothing_does_not_stop_the_recovery(
+    tmp_path: Path, add: Callable[[BagWriter, bytes], None], damage: str | None
+) -> None:
+    folder = tmp_path / "e"
+    episode = SyntheticEpisode(load_robot("aloha_sim"), steps=5)
+    info = episode.info("e")
+    bag = BagWriter(folder, info)
+    for topic, type, message, ns in episode.messages(info):
+        stopped = typestore().serialize_cdr(message, type).tobytes()
+        bag.write(topic, type, stopped, ns)
+    add(bag, stopped)  # the last one was STOPPED
+    bag.abandon()
+    recovery = recover(folder)
+    assert recovery.messages == bag.messages
+    assert [damage in sentence for sentence in recovery.damage] == ([] if damage is None else [True])
+    assert sorted(p.name for p in folder.iterdir()) == ["e_0.mcap", "e_0.mcap.unfinalized", "metadata.yaml"]
+    custom = open_storage(folder).custom_data
+    assert (custom["outcome"], custom["termination"]) == ("success", "task")
+    assert ("1 parts could not be read" in custom["recovered"]) == (damage is not None)
+
+
+def test_a_recovery_that_fails_leaves_the_recording_as_it_was(
+    tmp_path: Path, killed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(killed, tmp_path / "e")
+
+    def full(*args: object) -> None:
+        raise AloeError("no space")
+
+    monkeypatch.setattr(BagWriter, "write", full)
+    with pytest.raises(AloeError, match="no space"):
+        recover(folder)
+    assert [p.name for p in folder.iterdir()] == ["e_0.mcap"]
 
 
 @pytest.mark.parametrize("step", ["link", "replace"])

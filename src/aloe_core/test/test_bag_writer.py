@@ -1,5 +1,7 @@
 """Bags as other tools see them, and a writer that refuses clearly."""
 
+import errno
+import os
 import subprocess
 import sys
 import textwrap
@@ -15,7 +17,10 @@ from rosbags.highlevel import AnyReader
 from rosbags.interfaces import QosDurability, QosReliability
 
 from aloe_core.bag_format import COMMAND, LATCHED, SENSOR, EpisodeInfo, TopicQos
-from aloe_core.bag_writer import BagWriter
+from aloe_core.bag_messages import find_bags
+from aloe_core.bag_recover import recover
+from aloe_core.bag_storage import open_storage
+from aloe_core.bag_writer import BagWriter, whole_bag
 from aloe_core.errors import AloeError
 from aloe_core.messages import bag_make, joint_state_msg, typestore
 from aloe_core.robot import load_robot
@@ -150,16 +155,94 @@ def test_a_chunk_is_bounded_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert bag.size_bytes > before
 
 
-def test_leaving_the_block_closes_the_bag_even_on_an_error(tmp_path: Path) -> None:
+def test_leaving_the_block_closes_the_bag(tmp_path: Path) -> None:
+    with BagWriter(tmp_path / "e", EpisodeInfo("e")) as bag:
+        bag.write("/a", JOINTS, joints_cdr(), 1)
+    with AnyReader([tmp_path / "e"]) as reader:
+        assert reader.message_count == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_in_the_block_leaves_a_recording_that_was_killed(tmp_path: Path, error: type[BaseException]) -> None:
     def records_and_fails() -> None:
         with BagWriter(tmp_path / "e", EpisodeInfo("e")) as bag:
             bag.write("/a", JOINTS, joints_cdr(), 1)
-            raise RuntimeError
+            raise error
+
+    with pytest.raises(error):
+        records_and_fails()
+    assert [p.name for p in (tmp_path / "e").iterdir()] == ["e_0.mcap"]
+    storage = open_storage(tmp_path / "e")
+    assert (storage.finalised, "outcome" in storage.custom_data) == (False, False)
+    recovery = recover(tmp_path / "e")
+    assert (recovery.needed, recovery.messages, recovery.damage) == (True, 1, ())
+
+
+def test_a_whole_bag_appears_at_once_or_not_at_all(tmp_path: Path) -> None:
+    def writes(fails: bool) -> None:
+        with whole_bag(tmp_path / "bags" / "e", EpisodeInfo("e")) as bag:
+            bag.write("/a", JOINTS, joints_cdr(), 1)
+            bag.close()
+            (bag.folder / "labels.jsonl").write_text("")
+            assert find_bags_in(tmp_path) == []
+            if fails:
+                raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        records_and_fails()
-    with AnyReader([tmp_path / "e"]) as reader:
+        writes(fails=True)
+    assert list((tmp_path / "bags").iterdir()) == []
+    writes(fails=False)
+    assert [p.name for p in (tmp_path / "bags").iterdir()] == ["e"]
+    assert sorted(p.name for p in (tmp_path / "bags" / "e").iterdir()) == ["e_0.mcap", "labels.jsonl", "metadata.yaml"]
+    with AnyReader([tmp_path / "bags" / "e"]) as reader:
         assert reader.message_count == 1
+    with pytest.raises(AloeError, match=rf"bag {tmp_path}/bags/e exists already"):
+        writes(fails=False)
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(AloeError, match=rf"cannot make the bag {tmp_path}/file/e: Not a directory"),
+        whole_bag(tmp_path / "file" / "e", EpisodeInfo("e")),
+    ):
+        pass
+
+
+def find_bags_in(folder: Path) -> list[Path]:
+    try:
+        return find_bags([folder])
+    except AloeError:
+        return []
+
+
+def test_a_whole_bag_that_the_disk_refuses_promises_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def writes() -> None:
+        with whole_bag(tmp_path / "e", EpisodeInfo("e")) as bag:
+            monkeypatch.setattr(os, "write", full)
+            bag.write("/a", JOINTS, joints_cdr(), 1)
+            bag.flush()
+
+    with pytest.raises(AloeError) as caught:
+        writes()
+    monkeypatch.undo()
+    assert str(caught.value) == f"cannot write the bag {tmp_path / 'e'}: No space left on device"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_type_may_have_two_definitions(tmp_path: Path) -> None:
+    with BagWriter(tmp_path / "e", EpisodeInfo("e")) as bag:
+        bag.add_topic("/old", JOINTS, definition="uint8 x\n", type_hash="RIHS01_0")
+        bag.add_topic("/older", JOINTS, definition="uint8 x\n", type_hash="RIHS01_0")
+        bag.add_topic("/new", JOINTS)
+        for topic in ("/old", "/older", "/new"):
+            bag.write(topic, JOINTS, joints_cdr(), 1)
+    with open(tmp_path / "e" / "e_0.mcap", "rb") as stream:
+        summary = make_reader(stream).get_summary()
+    assert len(summary.schemas) == 2
+    found = {c.topic: summary.schemas[c.schema_id].data for c in summary.channels.values()}
+    assert found["/old"] == found["/older"] == b"uint8 x\n"
+    assert b"float64[] velocity" in found["/new"]
 
 
 def test_an_empty_bag_is_a_bag(tmp_path: Path) -> None:
@@ -194,8 +277,6 @@ def test_a_full_disk_is_one_clear_sentence_and_loses_no_whole_chunk(tmp_path: Pa
     assert sentence.startswith(
         f"cannot write the bag {tmp_path / 'e'}: File too large; what was written before is kept"
     )
-
-    from aloe_core.bag_recover import recover
 
     recovery = recover(tmp_path / "e")
     assert 1000 - int(refused) - 12 <= recovery.messages <= 1000 - int(refused)  # a chunk holds ten

@@ -127,6 +127,8 @@ def test_empty_vectors_do_not_shift_what_follows(ros_domain: int, length: int) -
         ({"dt": 0.0}, "chunk 7 has a time step of 0.0 s"),
         ({"dt": float("nan")}, "chunk 7 has a time step of nan s"),
         ({"dt": float("inf")}, "chunk 7 has a time step of inf s"),
+        ({"camera_stamps": []}, "chunk 7 has 2 camera names but 0 camera stamps"),
+        ({"camera_names": ["overhead"]}, "chunk 7 has 1 camera names but 2 camera stamps"),
     ],
 )
 def test_chunks_that_do_not_fit_are_refused(change: dict[str, Any], sentence: str) -> None:

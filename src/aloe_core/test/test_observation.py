@@ -192,6 +192,8 @@ def test_bad_input() -> None:
         builder.add_joint_state(0, NAMES, [1.0, 2.0])
     with pytest.raises(AloeError, match="has no camera 'nose'"):
         ObservationBuilder(ROBOT, ("nose",))
+    builder.add_joint_state(0, NAMES, [])  # velocities alone: ignored
+    assert builder.unheard() == ["joint states on /joint_states"]
     builder.add_image("overhead", 0, b"")  # not asked for: ignored
 
 

@@ -44,12 +44,21 @@ NODES = {
             time.sleep(0.02)
     """,
     "broken": "raise SystemExit(3)",
+    "talkative": """
+        import os
+        for number in range(4000):  # four times what a pipe holds
+            print(f'{number:064}', flush=True)
+        open(os.environ['DONE'], 'w').close()
+    """,
 }
 
 
 @pytest.fixture
 def up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, start_process: Callable) -> Callable:
-    """Launch the given nodes of package `fake` with `aloe up` in a process of its own, which waits `patience` [s] for nodes to end."""
+    """Launch the given nodes of package `fake` with `aloe up` in a process of its own, which waits `patience` [s] for nodes to end.
+
+    `before` is a Python statement that this process executes first.
+    """
     folder = tmp_path / "lib" / "fake"
     folder.mkdir(parents=True)
     for name, code in NODES.items():
@@ -61,13 +70,14 @@ def up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, start_process: Callable)
     monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path))
     monkeypatch.setenv("ROS_LOG_DIR", str(tmp_path / "logs"))
 
-    def up(*nodes: dict, arguments: tuple[str, ...] = (), patience: float = 5.0):
+    def up(*nodes: dict, arguments: tuple[str, ...] = (), patience: float = 5.0, before: str = "pass"):
         path = tmp_path / "test.launch.yaml"
         entries = [{"node": {"pkg": "fake", "output": "screen", **node}} for node in nodes]
         path.write_text(yaml.safe_dump({"launch": [{"arg": {"name": "side", "default": "left"}}, *entries]}))
         code = f"""
-            import sys
+            import os, sys
             from aloe_core import cli, supervisor
+            {before}
             supervisor.SIGTERM_TIMEOUT = supervisor.SIGKILL_TIMEOUT = {patience}
             sys.exit(cli.main(sys.argv[1:]))
         """
@@ -144,6 +154,39 @@ def test_output_can_go_to_a_log_file(up: Callable, tmp_path: Path) -> None:
     assert "[show-1]" not in process.output
     (log,) = (tmp_path / "logs").glob("show-1-*.log")
     assert json.loads(log.read_text())[1] is None
+
+
+FULL_LOG = "os.makedirs('{logs}'); os.symlink('/dev/full', f'{logs}/talkative-1-{{os.getpid()}}.log')"
+
+
+@pytest.mark.parametrize(
+    ("before", "reason"),
+    [(FULL_LOG, "No space left on device"), ("open('{logs}', 'w').close()", "File exists")],
+)
+@pytest.mark.parametrize("output", ["log", "both"])
+def test_a_log_that_cannot_be_written_never_blocks_a_node(
+    up: Callable, tmp_path: Path, before: str, reason: str, output: str
+) -> None:
+    node = {"exec": "talkative", "output": output, "env": [{"name": "DONE", "value": str(tmp_path / "done")}]}
+    process = up(node, before=before.format(logs=tmp_path / "logs"))
+    assert process.wait() == 0
+    assert (tmp_path / "done").exists()
+    (complaint,) = re.findall(r"^\[aloe\] cannot log what talkative-1 prints: (.*)", process.output, re.MULTILINE)
+    assert reason in complaint
+    assert process.output.count("[talkative-1]") == (4000 if output == "both" else 0)
+    assert "Traceback" not in process.output
+
+
+def test_a_full_disk_behind_the_output_never_blocks_a_node(
+    up: Callable, tmp_path: Path, start_process: Callable
+) -> None:
+    node = {"exec": "talkative", "env": [{"name": "DONE", "value": str(tmp_path / "done")}]}
+    assert up(node, arguments=("--show-args",)).wait() == 0
+    launch = f"{sys.executable} -m aloe_core.cli up {tmp_path / 'test.launch.yaml'} > /dev/full; echo ended"
+    process = start_process(["sh", "-c", launch])
+    process.wait_for("ended", timeout=60)
+    assert (tmp_path / "done").exists()
+    assert "Traceback" not in process.output
 
 
 def test_nodes_do_not_outlive_a_killed_supervisor(up: Callable, tmp_path: Path) -> None:

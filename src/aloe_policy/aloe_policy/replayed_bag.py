@@ -24,7 +24,7 @@ from aloe_core.bag_labels import LABELS_FILE
 from aloe_core.bag_mcap import McapStorage
 from aloe_core.bag_messages import resolve
 from aloe_core.bag_storage import Storage, open_storage, read_information
-from aloe_core.bag_writer import BagWriter
+from aloe_core.bag_writer import BagWriter, whole_bag
 from aloe_core.errors import AloeError
 from aloe_core.messages import typestore
 from aloe_core.vocabulary import Termination, outcome_from_text
@@ -81,13 +81,14 @@ def write_replayed(
 ) -> list[str]:
     """Copies the bag `source` to the new folder `target` with `additions` sorted in by their time.
 
-    Recorded topics that have the name of an addition, and those of an earlier replay, are not copied. A label given later comes along.
+    Recorded topics that have the name of an addition, and those of an earlier replay, are not copied. A topic whose message type was defined differently
+    when it was recorded keeps that definition. A label given later comes along. `target` appears when it is complete.
 
     Args:
         extra: custom data of the new bag, beside that of the old one.
 
     Returns:
-        A sentence for each topic that could not be copied, because neither we nor the bag know its message type.
+        A sentence for each topic that could not be copied, because neither we nor the bag know how its message type was defined.
 
     Raises:
         AloeError: `target` exists, `source` is damaged, or the disk refuses.
@@ -99,8 +100,8 @@ def write_replayed(
         replaced = {
             t.name for name in {*OWN_TOPICS, *(a.topic for a in additions)} if (t := resolve(recorded, name, where))
         }
-        known = typestore().fielddefs
-        definitions = {} if all(t.type in known for t in recorded) else _definitions(source, storage)
+        foreign = {t.name for t in recorded if not _as_ours(t)}
+        definitions = {n: d for n, d in _definitions(source, storage).items() if n in foreign} if foreign else {}
         problems, copied = [], set()
         custom = dict(storage.custom_data)
         try:
@@ -109,16 +110,16 @@ def write_replayed(
         except (ValueError, KeyError) as error:
             raise AloeError(f"bag {source}: custom data: {error}") from None
         left = {key: value for key, value in custom.items() if key not in info.to_text()}
-        with BagWriter(target, info) as bag:
+        with whole_bag(target, info) as bag:
             for topic in recorded:
                 if topic.name in replaced:
                     continue
-                found = definitions.get(topic.type, ("", ""))
-                if topic.type not in known and not found[0]:
+                definition, type_hash = definitions.get(topic.name, (None, ""))
+                if topic.name in foreign and not definition:
                     problems.append(f"{topic.name} is not copied: the definition of {topic.type} is not known")
                     continue
-                definition = None if topic.type in known else found[0]
-                bag.add_topic(topic.name, topic.type, qos.get(topic.name, RELIABLE), definition, found[1])
+                offered = qos.get(topic.name, RELIABLE)
+                bag.add_topic(topic.name, topic.type, offered, definition, type_hash or topic.type_hash)
                 copied.add(topic.name)
             waiting = sorted(additions, key=lambda a: a.log_time_ns)  # stable: messages of one time keep their order
             at = 0
@@ -130,12 +131,24 @@ def write_replayed(
             for addition in waiting[at:]:
                 _add(bag, addition)
             bag.close(outcome, termination, {**left, **extra, "replayed_from": source.resolve().name})
+            _copy_labels(source, bag.folder)
     finally:
         storage.close()
-    labels = source / LABELS_FILE
-    if labels.is_file():
-        shutil.copyfile(labels, target / LABELS_FILE)
     return problems
+
+
+def _copy_labels(source: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(source / LABELS_FILE, target / LABELS_FILE)
+    except FileNotFoundError:
+        pass  # none was given
+    except OSError as error:
+        raise AloeError(f"cannot copy {source / LABELS_FILE}: {error.strerror}") from None
+
+
+def _as_ours(topic: Topic) -> bool:
+    """Whether its messages are as this software defines their type; taken for granted where the bag has no hash."""
+    return topic.type in typestore().fielddefs and topic.type_hash in ("", typestore().hash_rihs01(topic.type))
 
 
 def _add(bag: BagWriter, addition: Addition) -> None:
@@ -143,13 +156,13 @@ def _add(bag: BagWriter, addition: Addition) -> None:
 
 
 def _definitions(folder: Path, storage: Storage) -> dict[str, tuple[str, str]]:
-    """Message type -> (its definition in ros2msg form, type hash), as the bag carries them."""
+    """Topic -> (its message type's definition in ros2msg form, type hash), as the bag carries them."""
     if isinstance(storage, McapStorage):
         found: list[Topic] = McapStorage(folder, storage.files, None).topics()
-        return {t.type: (t.definition, t.type_hash) for t in found}
+        return {t.name: (t.definition, t.type_hash) for t in found}
     with Reader(folder) as reader:
         return {
-            c.msgtype: (c.msgdef.data, c.digest or "")
+            c.topic: (c.msgdef.data, c.digest or "")
             for c in reader.connections
             if c.msgdef.format == MessageDefinitionFormat.MSG
         }

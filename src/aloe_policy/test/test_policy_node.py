@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,9 +61,9 @@ class Robot:
         self.task.publish(task)
         return Observation(stamp_ns, state.astype(np.float32), object_state=objects.astype(np.float32))
 
-    def request(self, stamp_ns: int, number: int) -> None:
-        header = header_msg(ros_make, stamp_ns)
-        self.requests.publish(ros_make("aloe_msgs/msg/ChunkRequest", header=header, episode_id="e", request_id=number))
+    def request(self, stamp_ns: int, number: int, prefix: Sequence[float] = ()) -> None:
+        fields = {"header": header_msg(ros_make, stamp_ns), "episode_id": "e", "request_id": number, "prefix": prefix}
+        self.requests.publish(ros_make("aloe_msgs/msg/ChunkRequest", **fields))
 
     def answer(self):
         """The next chunk."""
@@ -133,3 +133,27 @@ def test_requests_are_answered_and_policies_change_between_them(robot: Robot, st
     assert robot.answer().policy_version == versions["bc-1"]
     robot.until(lambda: robot.status.chunks == 4)
     assert 0 < robot.status.latency_p50 <= robot.status.latency_p99
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_messages_that_do_not_fit_do_not_end_the_node(robot: Robot, start_node, tmp_path: Path) -> None:
+    make_policy(ROBOT).save(tmp_path / "bc-0", "bc-0")
+    node = start_node("aloe_policy", "policy_node", {"policy": str(tmp_path / "bc-0"), "max_wait": 60.0})
+    robot.until(lambda: robot.status.version != "")
+    robot.until(lambda: all(p.get_subscription_count() for p in (robot.joints, robot.task, robot.requests)))
+    robot.until(lambda: robot.node.count_publishers(topics.CHUNK) == 1)
+
+    def joints(**fields: object) -> None:
+        header = header_msg(ros_make, STEP)
+        robot.joints.publish(ros_make("sensor_msgs/msg/JointState", header=header, name=ROBOT.action_names, **fields))
+
+    joints(velocity=[0.1] * 14)
+    joints(position=[0.1] * 13)
+    node.wait_for(r"WARN.*/joint_states: joint state has 14 names but 13 positions")
+    robot.request(STEP, 1, prefix=[0.0] * 13)
+    node.wait_for("ERROR.*request 1: a prefix of 13 numbers is not rows of 14")
+    robot.observe(STEP)
+    robot.request(STEP, 2, prefix=[0.0] * 14)
+    assert robot.answer().request_id == 2
+    assert node.stop() == 0

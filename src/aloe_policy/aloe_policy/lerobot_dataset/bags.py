@@ -16,7 +16,7 @@ import numpy as np
 from aloe_core import topics as names
 from aloe_core.bag_format import LATCHED, RELIABLE, SENSOR, EpisodeInfo, TopicQos
 from aloe_core.bag_labels import Label, append_label
-from aloe_core.bag_writer import BagWriter
+from aloe_core.bag_writer import whole_bag
 from aloe_core.chunk import ActionChunk
 from aloe_core.errors import AloeError
 from aloe_core.messages import bag_make, chunk_msg, compressed_image_msg, header_msg, joint_state_msg, typestore
@@ -53,7 +53,8 @@ def from_lerobot(
         report: is told one line per episode.
 
     Raises:
-        AloeError: not a dataset of this format, damaged, another robot's, or a bag of that name exists; the message names file or feature.
+        AloeError: not a dataset of this format, damaged, with images that are not videos, another robot's, or a bag of that name exists; the message
+            names file or feature.
     """
     root, output = Path(dataset), Path(output)
     reader = DatasetReader(root)
@@ -82,6 +83,11 @@ def from_lerobot(
 
 def _check(reader: DatasetReader, robot: RobotDescription) -> None:
     where = reader.root / layout.INFO_FILE
+    inside = [key for key, feature in reader.features.items() if feature["dtype"] == "image"]
+    if inside:
+        raise AloeError(
+            f"{where}: feature '{inside[0]}' holds images inside the tables, which are not read; convert it to video"
+        )
     if reader.fps != robot.control_rate_hz:
         raise AloeError(
             f"{where}: {reader.fps} frames per second, robot '{robot.name}' is controlled at {robot.control_rate_hz} Hz"
@@ -149,7 +155,7 @@ class _BagOf:
             )
 
     def write(self, output: Path) -> Path:
-        """Writes the bag and its labels; returns its folder."""
+        """Writes the bag and its labels; returns its folder, which appears when both are complete."""
         folder, once = output / self.info.episode_id, self.episode.once
         try:
             outcome = outcome_from_text(once["outcome"]) if once else Outcome(int(self.columns["aloe.outcome"][-1]))
@@ -157,15 +163,15 @@ class _BagOf:
         except (KeyError, ValueError, AttributeError) as error:
             raise AloeError(f"{self.file}: episode {self.episode.index}: outcome or termination: {error}") from None
         labels = [decode(StoredLabel, text, self.file, "labels") for text in once.get("labels") or []]
-        with BagWriter(folder, self.info) as bag:
+        with whole_bag(folder, self.info) as bag:
             for topic, message, time_ns, qos in self._messages():
                 name = topic if topic.startswith("/") else f"/{topic}"
                 type = message.__msgtype__
                 bag.add_topic(name, type, qos)
                 bag.write(name, type, bytes(typestore().serialize_cdr(message, type)), time_ns)
             bag.close(outcome, termination)
-        for name, stamp_ns, who, message in labels:
-            append_label(folder, Label(Outcome[name.upper()], stamp_ns, who, message))
+            for name, stamp_ns, who, text in labels:
+                append_label(bag.folder, Label(Outcome[name.upper()], stamp_ns, who, text))
         return folder
 
     def _messages(self) -> Iterator[tuple[str, Any, int, TopicQos]]:

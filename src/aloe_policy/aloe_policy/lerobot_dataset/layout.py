@@ -93,7 +93,7 @@ def _feature(dtype: str, size: int = 1, names: list[str] | None = None) -> dict[
 
 
 _ARROW = {"float32": pa.float32(), "float64": pa.float64(), "int64": pa.int64(), "bool": pa.bool_()}
-NUMBERS = frozenset(_ARROW)  # dtypes of features that are read; texts and images inside the tables are left out
+NUMBERS = frozenset(_ARROW)  # dtypes of features that are read; texts are left out
 
 
 def data_schema(columns: Mapping[str, dict]) -> pa.Schema:

@@ -140,6 +140,12 @@ class PolicyNode(ManagedNode):
             self._worker.submit(PolicyOffer(message.path, message.version, message.sha256, message.robot_hash))
 
     def _on_request(self, message: ChunkRequest) -> None:
+        if len(message.prefix) % self.robot.action_dim:
+            self._failures += 1
+            count, size = len(message.prefix), self.robot.action_dim
+            self._message = f"request {message.request_id}: a prefix of {count} numbers is not rows of {size}"
+            self.get_logger().error(self._message, throttle_duration_sec=1.0)
+            return
         key = _key(message)
         if any(_key(w.request) == key for w in self._waiting):
             return
@@ -188,7 +194,11 @@ class PolicyNode(ManagedNode):
         )
 
         def on_joints(message: JointState) -> None:
-            builder.add_joint_state(stamp_to_ns(message.header.stamp), message.name, message.position)
+            try:
+                builder.add_joint_state(stamp_to_ns(message.header.stamp), message.name, message.position)
+            except AloeError as error:
+                self.get_logger().warning(f"{self.robot.joint_states_topic}: {error}", throttle_duration_sec=1.0)
+                return
             self._serve()
 
         def on_image(message: CompressedImage, camera: str) -> None:
