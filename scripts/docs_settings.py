@@ -144,10 +144,16 @@ def call_settings(call: ast.Call, comments: dict[int, str], defined: dict[str, s
     function = ast.unparse(call.func)
     if function == "declare_config":
         return fields_of(imported(ast.unparse(call.args[1]), defined))
-    if not function.endswith(".declare_parameter") or isinstance(call.args[0], ast.Attribute):
+    if function == "declare":  # aloe_robot.nodes.parameters: the node comes first
+        given, default = call.args[1:]
+    elif function.endswith((".declare_parameter", "._positive")):
+        given, default = call.args[:2]
+    else:
         return []
-    name = ast.literal_eval(call.args[0]) if isinstance(call.args[0], ast.Constant) else templated(call.args[0])
-    return [Setting(name, shown(call.args[1]), comment_at(call, comments))]
+    if isinstance(given, (ast.Attribute, ast.Name)):  # a helper: its callers say which parameter
+        return []
+    name = ast.literal_eval(given) if isinstance(given, ast.Constant) else templated(given)
+    return [Setting(name, shown(default), comment_at(call, comments))]
 
 
 def templated(node: ast.expr) -> str:

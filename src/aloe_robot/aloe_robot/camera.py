@@ -210,7 +210,7 @@ class CaptureStatus:
 class Capture:
     """Reads a source in a thread. One slot: a frame that was not taken in time is replaced by the next and counted as dropped.
 
-    A source that cannot be opened or stops delivering is opened again after `backoff_s`, doubling up to `max_backoff_s`.
+    A source that cannot be opened, stops delivering or raises whatever it may is opened again after `backoff_s`, doubling up to `max_backoff_s`.
 
     Args:
         open_: opens the source; raises `AloeError` with the reason when it cannot.
@@ -288,6 +288,8 @@ class Capture:
             except Ended as end:
                 self._fail(str(end))
                 return
+            except Exception as error:  # cv2.error and whatever else a driver throws: without its thread the camera would never come back
+                self._fail(f"the camera failed: {' '.join(str(error).split()) or type(error).__name__}")
             failures = 1 if self._captured > before else failures + 1
             self._stop.wait(min(self._backoff_s * 2 ** (failures - 1), self._max_backoff_s))
 

@@ -165,7 +165,7 @@ class Lockstep:
         )
         if self.operator is not None:
             self.operator.reset(env)
-        self.loop.start_episode(episode, env.task.instruction, START_NS)
+        self.loop.start_episode(episode, env.task.instruction, START_NS, afresh=True)
         ticks: list[TickResult] = []
         while True:
             stamp = START_NS + env.time_ns

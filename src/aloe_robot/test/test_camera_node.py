@@ -210,6 +210,8 @@ def test_bad_input_ends_the_node_with_a_sentence(start_node, robot):
         ({"camera": ""}, "parameter 'camera' is empty"),
         ({"camera": "overhead", "transport": "png"}, "'transport' is 'png', not one of compressed, raw, both"),
         ({"camera": "overhead", "source": "sim"}, "'sim' is rendered by the simulator"),
+        ({"camera": "overhead", "source": 0}, "parameter 'source': 0 is not of type str"),
+        ({"camera": "overhead", "loop": 1}, "parameter 'loop': 1 is not of type bool"),
     ]
     started = [(start_node("aloe_robot", "camera_node", {"robot": str(robot), **p}), text) for p, text in cases]
     for node, sentence in started:

@@ -1,5 +1,7 @@
 """Take-over and release: a thousand of each, edge by edge, and chunk streams with everything wrong that can be."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from control_rig import Rig
@@ -232,6 +234,9 @@ def test_a_silent_human_holds_the_arm_and_the_status_says_why():
     assert results[-1].safety.reason is SafetyReason.COMMAND_WATCHDOG
     assert "left: no teleoperation command for" in results[-1].safety.message
     assert np.array_equal(results[-1].commanded[LEFT], results[-2].commanded[LEFT])
+    ahead = rig.human("left", rig.measured[LEFT])["left"]
+    future = rig.tick({"left": replace(ahead, stamp_ns=ahead.stamp_ns + 3600 * 10**9)})
+    assert future.safety.message == "left: the teleoperation command is stamped 3600.00 s in the future"
     again = rig.tick(rig.human("left", rig.measured[LEFT]))
     assert again.source[0] is Source.HUMAN
     assert again.state.intervention_id == 1, "still the same intervention"

@@ -193,9 +193,9 @@ def test_scripted_chunks_are_tagged_as_such():
     assert rig.tick().source == (Source.SCRIPTED, Source.SCRIPTED)
 
 
-def test_an_episode_starts_at_the_measured_pose_whatever_was_before():
+def test_an_episode_of_a_simulator_starts_at_the_measured_pose_whatever_was_before():
     def episode(rig: Rig) -> np.ndarray:
-        rig.loop.start_episode("e")
+        rig.loop.start_episode("e", afresh=True)
         rig.measured, rig.now_tick = ROBOT.home + 0.2 * JOINTS, 0
         return np.array([r.commanded for r in rig.ticks(30)])
 
@@ -204,6 +204,95 @@ def test_an_episode_starts_at_the_measured_pose_whatever_was_before():
     rig.loop.stop_episode(Outcome.FAILURE)
     rig.ticks(3)
     assert np.array_equal(episode(rig), episode(Rig(ROBOT, ramp)))
+
+
+def test_a_start_soon_after_a_stop_goes_on_inside_the_limits():
+    """On an arm that is 100 ms behind its commands."""
+    robot = load_robot("bimanual_ur5e")
+    dt, joints = robot.control_dt_ns / 1e9, ~robot.gripper_mask
+    rig = Rig(robot, lambda r: robot.home + 0.02 * (r.stamp_ns // DT + np.arange(50)[:, None]) * joints)
+    rig.loop.start_episode("e")
+    late = [robot.home] * 5
+    for tick in range(60):
+        if tick == 40:
+            rig.loop.stop_episode(Outcome.UNLABELLED)
+        if tick == 43:
+            rig.loop.start_episode("f")
+        late.append(rig.tick().commanded)
+        rig.measured = late[tick]
+    commands = np.array([r.commanded for r in rig.results])
+    assert np.all(np.abs(np.diff(commands, axis=0)) <= robot.max_velocity * dt * (1 + 1e-9))
+    assert np.all(np.abs(np.diff(commands, 3, axis=0)) <= robot.max_jerk * dt**3 * (1 + 1e-9))
+
+
+def test_what_a_gripper_holds_is_still_held_after_a_reset_and_a_start():
+    rig = started(rows=lambda r: np.tile(np.where(ROBOT.gripper_mask, 0.1, ROBOT.home), (50, 1)))
+
+    def hold(ticks: int) -> None:
+        for _ in range(ticks):
+            rig.measured = np.where(ROBOT.gripper_mask, 0.45, rig.tick().commanded)
+
+    hold(30)
+    for change in (
+        lambda: rig.loop.stop(SafetyReason.EMERGENCY_STOP, "stop"),
+        rig.loop.reset_safety,
+        lambda: rig.loop.stop_episode(Outcome.SUCCESS),
+        lambda: rig.loop.start_episode("f"),
+    ):
+        change()
+        hold(5)
+        assert all(np.allclose(r.commanded[ROBOT.gripper_mask], 0.1) for r in rig.results[-5:])
+
+
+def test_nothing_is_commanded_from_outside_the_position_limits_until_the_arm_is_back_and_the_stop_reset():
+    loop = ControlLoop(ROBOT)
+    outside = ROBOT.home.copy()
+    outside[0] = ROBOT.position_max[0] + 0.3
+    for tick in range(2):
+        with pytest.raises(AloeError, match="'left_waist' stands at"):
+            loop.tick(tick * DT, tick * DT, outside)
+    assert (loop.safety.state, loop.safety.reason) == (SafetyState.STOPPED, SafetyReason.POSITION)
+    with pytest.raises(AloeError, match="'left_waist' stands at"):
+        loop.reset_safety()
+    result = loop.tick(2 * DT, 2 * DT, ROBOT.home)
+    assert result.state.mode == (Mode.STOPPED, Mode.STOPPED)
+    assert np.array_equal(result.commanded, ROBOT.home)
+    loop.reset_safety()
+    assert loop.tick(3 * DT, 3 * DT, ROBOT.home).state.mode == (Mode.IDLE, Mode.IDLE)
+
+
+def test_a_reset_before_anything_was_measured_commands_nothing():
+    loop, measured = ControlLoop(ROBOT), ROBOT.home.copy()
+    loop.reset_safety()
+    measured[ROBOT.gripper_mask] = 0.7
+    assert np.array_equal(loop.tick(0, 0, measured).commanded, measured)
+
+
+def test_after_a_pause_it_starts_where_the_arm_is_then():
+    rig = started()
+    rig.ticks(20)
+    rig.loop.stop_episode(Outcome.UNLABELLED)
+    rig.loop.halt()  # in the middle of a motion
+    rig.measured = ROBOT.home + 0.3 * JOINTS
+    assert np.array_equal(rig.tick().commanded[JOINTS], rig.measured[JOINTS])
+
+
+def test_a_stop_is_not_reset_while_the_commands_return_from_an_obstacle():
+    rig = started(rows=lambda r: ROBOT.home + 0.05 * (r.stamp_ns // DT + np.arange(50)[:, None]) * (np.arange(14) == 0))
+    while rig.loop.safety.state is not SafetyState.STOPPED:
+        commanded = rig.tick().commanded
+        rig.measured = np.where(np.arange(14) == 0, np.minimum(commanded, 0.1), commanded)
+    with pytest.raises(AloeError, match="still on their way"):
+        rig.loop.reset_safety()
+    blocked = rig.measured
+    ahead = rig.loop.forecast(300)
+    for tick in range(len(ahead)):
+        assert np.array_equal(rig.tick().commanded, ahead[tick]), "outputs that send trajectories know the way"
+        rig.measured = blocked
+    assert np.array_equal(ahead[-1], blocked)
+    assert len(ahead) < 100
+    rig.loop.reset_safety()
+    assert rig.loop.safety.state is SafetyState.OK
 
 
 def test_a_resumed_episode_counts_on():
@@ -230,7 +319,7 @@ def test_a_stop_holds_all_arms_and_needs_a_fresh_chunk_after_the_reset():
     assert all(r.source == (Source.NONE, Source.NONE) for r in results)
     assert np.array_equal(results[-1].commanded, results[-2].commanded)
     rig.loop.reset_safety()
-    rig.measured = rig.measured + 0.05 * JOINTS  # the arms have been moved by hand, also after the reset
+    rig.measured = rig.measured + 0.2 * JOINTS  # the arms have been moved by hand, also after the reset
     rig.rows = lambda request: np.tile(rig.measured, (50, 1))
     result = rig.tick()
     assert np.allclose(result.commanded, rig.measured, atol=1e-6)

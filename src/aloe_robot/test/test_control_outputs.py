@@ -180,5 +180,10 @@ def test_joint_states_in_parts():
     assert merger.positions[:7] == pytest.approx([0.1] * 6 + [0.0])  # device value 0.8 is closed
     merger.add(4, UR5E.action_names[:1], [3.0])
     assert merger.positions[0] == 0.1, "an older measurement changes nothing"
+    merger.add(5 + 3600 * 10**9, UR5E.action_names, [0.5] * 14)
+    merger.add(5 + 3599 * 10**9, UR5E.action_names, [0.1] * 14)
+    assert (merger.positions[0], merger.stamp_ns) == (0.5, 5 + 3600 * 10**9)
+    merger.add(8, UR5E.action_names, [0.2] * 14)
+    assert (merger.positions[0], merger.stamp_ns) == (0.2, 8), "the driver's clock was set back"
     with pytest.raises(AloeError, match="2 names but 1 positions"):
         merger.add(8, UR5E.action_names[:2], [1.0])

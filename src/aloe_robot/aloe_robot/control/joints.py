@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from aloe_core.chunk import NANOSECONDS
 from aloe_core.errors import AloeError
 from aloe_core.robot import RobotDescription
+
+NEW_CLOCK_NS = NANOSECONDS  # a stamp that goes back by more comes from a clock that was set (our choice: messages do not overtake each other by so much)
 
 
 class JointMerger:
@@ -20,14 +23,22 @@ class JointMerger:
         self._stamps = [-1] * robot.action_dim
 
     def add(self, stamp_ns: int, names: Sequence[str], positions: Sequence[float]) -> None:
-        """One JointState message, whole or partial, in device values; joints of others and measurements older than the present ones are ignored."""
+        """One JointState message, whole or partial, in device values; joints of others and measurements older than the present ones are ignored.
+
+        A measurement older by more than NEW_CLOCK_NS is taken: the driver's clock was set back.
+
+        Raises:
+            AloeError: it has not one position for each name.
+        """
         if len(names) != len(positions):
             raise AloeError(
                 f"{self._robot.joint_states_topic}: a joint state has {len(names)} names but {len(positions)} positions"
             )
         for name, position in zip(names, positions, strict=True):
             index = self._index.get(name)
-            if index is not None and stamp_ns >= self._stamps[index]:
+            if index is None:
+                continue
+            if stamp_ns >= self._stamps[index] or stamp_ns < self._stamps[index] - NEW_CLOCK_NS:
                 self._device[index], self._stamps[index] = position, stamp_ns
 
     @property

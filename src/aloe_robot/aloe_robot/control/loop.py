@@ -36,7 +36,8 @@ class ControlLoop:
         result = loop.act()
 
     `tick` is observe, add and act in one call, for callers that never wait. All times are integer nanoseconds, vectors are `[A]` in the robot
-    description's action order, joints [rad], grippers 0..1. The first `observe` of the loop and of each episode anchors the commands at the measured pose.
+    description's action order, joints [rad], grippers 0..1. The first `observe` of the loop anchors the commands at the measured pose, those of the
+    episodes as `SafetyFilter.reset` says.
     """
 
     def __init__(self, robot: RobotDescription, config: ControlConfig | None = None) -> None:
@@ -61,7 +62,7 @@ class ControlLoop:
         )
         self._episode_id = self._instruction = ""
         self._resumed_from_ns: int | None = None
-        self._anchored = False
+        self._anchored = self._afresh = False
         self._observed: tuple[int, int, np.ndarray] | None = None  # now, stamp, measured of the tick under way
         self._requests: tuple[ChunkRequest, ...] = ()
         self._teleop: Mapping[str, TeleopInput] = NO_TELEOP
@@ -78,15 +79,24 @@ class ControlLoop:
         """The running episode; empty: none."""
         return self._episode_id
 
-    def start_episode(self, episode_id: str, instruction: str = "", resumed_from_ns: int | None = None) -> None:
-        """Starts an episode with the next `observe`, from the pose measured there.
+    def start_episode(
+        self, episode_id: str, instruction: str = "", resumed_from_ns: int | None = None, afresh: bool = False
+    ) -> None:
+        """Starts an episode with the next `observe`.
 
-        `resumed_from_ns`: when an earlier process began this episode; steps are counted from then, so that none is used twice.
+        Args:
+            episode_id: not empty.
+            instruction: goes into the requests to the policy.
+            resumed_from_ns: when an earlier process began this episode; steps are counted from then, so that none is used twice.
+            afresh: a simulator has put the robot somewhere: every joint and gripper starts at the pose measured there, whatever was commanded before.
+
+        Raises:
+            AloeError: the id is empty.
         """
         if not episode_id:
             raise AloeError("an episode needs an id")
         self._episode_id, self._instruction, self._resumed_from_ns = episode_id, instruction, resumed_from_ns
-        self._anchored = False
+        self._anchored, self._afresh = False, afresh
         self._observed = None
         self.buffer.start(episode_id)
         self._requester.start()
@@ -122,7 +132,7 @@ class ControlLoop:
             teleop: newest command of each arm that has any, by arm name.
 
         Raises:
-            AloeError: the pose to start from is not finite, or has the wrong size.
+            AloeError: the pose to start from is not finite, has the wrong size, or lies outside the position limits, which also is a safety stop.
         """
         measured = np.asarray(measured, dtype=np.float64)
         if measured.shape != (self._size,):
@@ -209,11 +219,13 @@ class ControlLoop:
         self._safety.stop(reason, message, joint)
 
     def reset_safety(self) -> None:
-        """Takes a stop back; the next tick starts again from the measured pose, with a fresh chunk.
+        """Takes a stop back; the next tick starts again from the measured pose as `SafetyFilter.reset` says, with a fresh chunk.
 
         Raises:
-            AloeError: the pose measured last is not finite.
+            AloeError: the pose measured last is not finite, a joint that must start there stands outside its limits, or an arm is still on its way.
         """
+        if self._safety.retreating:
+            raise AloeError("the commands are still on their way to where the arms stand; reset again in a second")
         self._safety.reset(self._measured)
         self._anchored = False
         for hand in self._hands:
@@ -221,6 +233,11 @@ class ControlLoop:
             hand.arbiter.fire(Event.RESET)
             if self._episode_id:
                 hand.arbiter.fire(Event.START)
+
+    def halt(self) -> None:
+        """No commands are sent for a while: the robot stands at the last one, and the next tick starts from the pose measured then."""
+        self._safety.halt()
+        self._anchored = False
 
     @property
     def safety(self) -> SafetyReport:
@@ -267,14 +284,14 @@ class ControlLoop:
         limiter, hands = self._safety.limiter(), [copy.copy(hand) for hand in self._hands]
         commands = []
         for tick in range(1, ticks + 1):
-            time_ns = self._now_ns + tick * self.robot.control_dt_ns
-            target, hold = limiter.position.copy(), np.ones(self._size, bool)
+            time_ns, driven = self._now_ns + tick * self.robot.control_dt_ns, False
+            target, hold = self._safety.rest()
             for hand in hands:
                 row = self.buffer.row(time_ns, hand.fresh_ns) if hand.arbiter.state is ArmState.POLICY else None
                 if row is not None and not self._safety.stopped:
-                    target[hand.span], hold[hand.span] = hand.blend(row.positions[hand.span]), False
+                    target[hand.span], hold[hand.span], driven = hand.blend(row.positions[hand.span]), False, True
             commands.append(limiter.step(target, hold).position)
-            if hold.all() and limiter.at_rest:
+            if not driven and limiter.at_rest:
                 break
         return np.stack(commands)
 
@@ -291,10 +308,10 @@ class ControlLoop:
     def _anchor(self, measured: np.ndarray) -> None:
         """Starts from the pose `measured [A]`, as the loop's or an episode's first tick does. A latched stop stays latched."""
         latched = self._safety.report if self._safety.stopped else None
-        self._safety.reset(measured)
+        self._safety.reset(measured, self._afresh)
         if latched is not None:
             self._safety.stop(latched.reason, latched.message, latched.joint)
-        self._anchored = True
+        self._anchored, self._afresh = True, False
         self._supplied_ns = self._now_ns
         if self._resumed_from_ns is not None:
             passed_ns, self._resumed_from_ns = max(0, self._stamp_ns - self._resumed_from_ns), None
@@ -309,8 +326,11 @@ class ControlLoop:
 
     def _excuse(self, hand: ArmHand, teleop: TeleopInput, now_ns: int) -> str:
         """Why the human's targets cannot be followed; empty: they can."""
-        if now_ns - teleop.stamp_ns > self.robot.safety.teleop_timeout * NANOSECONDS:
-            return f"{hand.name}: no teleoperation command for {(now_ns - teleop.stamp_ns) / NANOSECONDS:.2f} s"
+        age_s = (now_ns - teleop.stamp_ns) / NANOSECONDS
+        if age_s > self.robot.safety.teleop_timeout:
+            return f"{hand.name}: no teleoperation command for {age_s:.2f} s"
+        if -age_s > self.robot.safety.teleop_timeout:
+            return f"{hand.name}: the teleoperation command is stamped {-age_s:.2f} s in the future"
         if not teleop.healthy:
             return f"{hand.name}: {teleop.message or 'teleoperation is not healthy'}"
         wanted = hand.span.stop - hand.span.start

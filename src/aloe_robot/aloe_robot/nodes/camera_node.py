@@ -17,6 +17,7 @@ from aloe_core.robot import load_robot, robot_folder
 from aloe_robot.calibration import Calibration, identity_calibration, load_calibration
 from aloe_robot.camera import Capture, Frame, encode_jpeg, fit, open_source, stale_after_s
 from aloe_robot.nodes.lifecycle import ManagedNode, run
+from aloe_robot.nodes.parameters import declare
 
 IMAGE_DEPTH = 2
 DIAGNOSTICS_PERIOD = 1.0  # [s] wall time
@@ -28,37 +29,32 @@ class CameraNode(ManagedNode):
 
     def __init__(self) -> None:
         super().__init__("camera_node")
-        self.declare_parameter("robot", "aloha_sim")  # name or YAML file of the robot description
-        self.declare_parameter("camera", "")  # which of its cameras
-        self.declare_parameter("source", "")  # instead of the description's: device, URL, video file, or `mock`
-        self.declare_parameter("loop", True)  # a video file starts again at its end
-        self.declare_parameter("transport", "compressed")  # compressed | raw | both
-        self.declare_parameter("jpeg_quality", 90)  # 1..100
-        self.declare_parameter("exit_on_missing", False)  # a device that is missing at start-up ends the node
+        self._robot_name = declare(self, "robot", "aloha_sim")  # name or YAML file of the robot description
+        self._camera_name = declare(self, "camera", "")  # which of its cameras
+        self._source = declare(self, "source", "")  # instead of the description's: device, URL, video file, or `mock`
+        self._loop = declare(self, "loop", True)  # a video file starts again at its end
+        self._transport = declare(self, "transport", "compressed")  # compressed | raw | both
+        self.quality = declare(self, "jpeg_quality", 90)  # 1..100
+        self._demanded = declare(self, "exit_on_missing", False)  # a device that is missing at start-up ends the node
         self._capture: Capture | None = None
         self._wake = None
 
-    def _parameter(self, name: str):
-        return self.get_parameter(name).value
-
     def configure(self) -> None:
-        robot = load_robot(self._parameter("robot"))
-        name = self._parameter("camera")
+        robot, name, transport = load_robot(self._robot_name), self._camera_name, self._transport
         if not name:
             known = ", ".join(c.name for c in robot.cameras)
             raise AloeError(f"parameter 'camera' is empty; robot '{robot.name}' has: {known or 'none'}")
         self.camera = robot.camera(name)
-        transport, self.quality = self._parameter("transport"), self._parameter("jpeg_quality")
         if transport not in TRANSPORTS:
             raise AloeError(f"parameter 'transport' is '{transport}', not one of {', '.join(TRANSPORTS)}")
         if not 1 <= self.quality <= 100:
             raise AloeError(f"parameter 'jpeg_quality' is {self.quality}, not 1..100")
-        self.source = self._parameter("source") or self.camera.source
+        self.source = self._source or self.camera.source
         self.calibration = self._load_calibration()
         self._told_size = False
-        camera, loop = self.camera, self._parameter("loop")
+        camera, loop = self.camera, self._loop
         self._open = lambda: open_source(self.source, camera.width, camera.height, camera.rate_hz, loop)
-        if self.source == "sim" or self._parameter("exit_on_missing"):
+        if self.source == "sim" or self._demanded:
             self._open().release()
         self._compressed = self._raw = None
         if transport != "raw":
@@ -74,7 +70,7 @@ class CameraNode(ManagedNode):
                 f"camera '{self.camera.name}' has no calibration; camera_info carries identity matrices"
             )
             return identity_calibration(self.camera)
-        robot = Path(self._parameter("robot"))
+        robot = Path(self._robot_name)
         folder = robot.parent if robot.suffix in (".yaml", ".yml") else robot_folder()
         return load_calibration(folder / self.camera.calibration, self.camera)
 

@@ -9,14 +9,12 @@ as long at most, until the teleoperation command of every arm is that of the tic
 from __future__ import annotations
 
 import time
-from dataclasses import fields
 
 import numpy as np
-from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
@@ -27,10 +25,11 @@ from aloe_core.chunk import NANOSECONDS
 from aloe_core.errors import AloeError
 from aloe_core.messages import chunk_from_msg, ros_make, stamp_to_ns
 from aloe_core.robot import load_robot
-from aloe_core.vocabulary import EventType, Mode, Outcome, SafetyReason, SafetyState
+from aloe_core.vocabulary import Mode, Outcome, SafetyReason, SafetyState
 from aloe_msgs.msg import ActionChunk, ChunkRequest, ControlState, EpisodeEvent, SafetyStatus, TeleopCommand, Transition
 from aloe_robot.control.buffer import Refusal
 from aloe_robot.control.config import ControlConfig
+from aloe_robot.control.episodes import EpisodeFollower, Start
 from aloe_robot.control.health import TickTimes, verdict
 from aloe_robot.control.joints import JointMerger
 from aloe_robot.control.loop import ControlLoop
@@ -42,11 +41,12 @@ from aloe_robot.control.messages import (
     transition_msg,
 )
 from aloe_robot.control.outputs import FORWARD, TRAJECTORY, command_outputs
-from aloe_robot.control.records import TeleopInput
+from aloe_robot.control.records import ControlSnapshot, TeleopInput
 from aloe_robot.nodes.lifecycle import ManagedNode, run
+from aloe_robot.nodes.parameters import declare, declare_config
+from aloe_robot.nodes.qos import EVENTS, LATCHED
 from aloe_robot.nodes.rivals import RivalWatch
 
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 COMMANDS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 COMMAND_TYPES = {FORWARD: Float64MultiArray, TRAJECTORY: JointTrajectory}
 TICK_SOURCES = ("timer", "joint_states")
@@ -60,34 +60,26 @@ class ControlNode(ManagedNode):
 
     def __init__(self) -> None:
         super().__init__("control_node")
-        self.declare_parameter("robot", "aloha_sim")
-        self.declare_parameter("tick_source", "timer")
-        number = ParameterDescriptor(
-            dynamic_typing=True
-        )  # so that 0 is as good as 0.0; ControlConfig checks the values
-        self.declare_parameter("max_policy_wait", 30.0, number)
-        self.declare_parameter("wait_for_teleop", False)
-        for field in fields(ControlConfig):
-            self.declare_parameter(field.name, field.default, ParameterDescriptor(dynamic_typing=True))
+        self._robot_name = declare(self, "robot", "aloha_sim")
+        self._tick_source = declare(self, "tick_source", "timer")
+        self._max_wait = declare(self, "max_policy_wait", 30.0)
+        self._wait_for_teleop = declare(self, "wait_for_teleop", False)
+        self._config = declare_config(self, ControlConfig)
         self._owned: list = []
         self._active = False
-        self._born_ns = time.time_ns()
         self._wall = Clock(clock_type=ClockType.STEADY_TIME)
 
     def configure(self) -> None:
-        value = lambda name: self.get_parameter(name).value  # noqa: E731
-        self._robot = robot = load_robot(value("robot"))
-        if value("tick_source") not in TICK_SOURCES:
-            raise AloeError(
-                f"parameter 'tick_source': '{value('tick_source')}' is not one of: {', '.join(TICK_SOURCES)}"
-            )
-        self._lockstep, self._max_wait = value("tick_source") == "joint_states", value("max_policy_wait")
-        if not isinstance(self._max_wait, (int, float)) or not self._max_wait > 0:
+        self._robot = robot = load_robot(self._robot_name)
+        if self._tick_source not in TICK_SOURCES:
+            raise AloeError(f"parameter 'tick_source': '{self._tick_source}' is not one of: {', '.join(TICK_SOURCES)}")
+        self._lockstep = self._tick_source == "joint_states"
+        if not self._max_wait > 0:
             raise AloeError(f"parameter 'max_policy_wait': {self._max_wait!r} is not a number of seconds above 0")
-        self._wait_for_teleop = value("wait_for_teleop")
         if self._wait_for_teleop and not self._lockstep:
             raise AloeError("parameter 'wait_for_teleop' needs tick_source 'joint_states': nothing waits on hardware")
-        self._loop = ControlLoop(robot, ControlConfig(**{f.name: value(f.name) for f in fields(ControlConfig)}))
+        self._loop = ControlLoop(robot, self._config)
+        self._episodes, self._listens_ns = EpisodeFollower(), time.time_ns()
         self._joints, self._outputs = JointMerger(robot), command_outputs(robot)
         self._teleop: dict[str, TeleopInput] = {}
         self._open_since: float | None = None  # wall time since when a tick waits for a chunk
@@ -110,7 +102,7 @@ class ControlNode(ManagedNode):
         subscriptions = [
             self.create_subscription(JointState, robot.joint_states_topic, self._on_joint_state, 10),
             self.create_subscription(ActionChunk, topics.CHUNK, self._on_chunk, 10),
-            self.create_subscription(EpisodeEvent, topics.EPISODE_EVENT, self._on_event, LATCHED),
+            self.create_subscription(EpisodeEvent, topics.EPISODE_EVENT, self._on_event, EVENTS),
         ]
         for arm in robot.arm_names:
             topic = topics.TELEOP_COMMAND.format(arm=arm)
@@ -127,6 +119,7 @@ class ControlNode(ManagedNode):
 
     def activate(self) -> None:
         self._active = True
+        self._loop.halt()
         self._calls = self._looks = 0
         if self._lockstep:
             self._timer = self.create_timer(WATCH_PERIOD, self._look_around, clock=self._wall)
@@ -207,6 +200,7 @@ class ControlNode(ManagedNode):
         try:
             requests = self._loop.observe(now_ns, self._joints.stamp_ns, self._joints.positions, self._teleop)
         except AloeError as error:
+            self._tell_safety()
             return self._complain(str(error))
         self._ticked_ns, self._open_since = self._joints.stamp_ns, time.monotonic()
         for request in requests:
@@ -234,7 +228,7 @@ class ControlNode(ManagedNode):
             ):
                 self._commands[topic].publish(message)
                 self._rivals.sent(topic)
-        self._states.publish(control_state_msg(ros_make, result.state, self._robot))
+        self._tell_state(result.state)
         if result.transition is not None:
             self._transitions.publish(transition_msg(ros_make, result.transition, self._robot))
         self._ticks.add(time.monotonic())
@@ -265,20 +259,31 @@ class ControlNode(ManagedNode):
             )
 
     def _on_event(self, message: EpisodeEvent, info: dict[str, int]) -> None:
-        running = self._loop.episode_id
-        if message.event == EventType.STARTED and message.episode_id != running:
-            if running:
-                self._end(Outcome.UNLABELLED)
-            start_ns = stamp_to_ns(message.header.stamp)
-            resumed = info["source_timestamp"] < self._born_ns  # published before this process was there to hear it
-            self._loop.start_episode(message.episode_id, message.instruction, start_ns if resumed else None)
-            self._episode_ns, self._open_since = start_ns, None
-            if resumed:
-                self.get_logger().warning(f"resuming episode '{message.episode_id}' on hold until a fresh chunk comes")
-            self._states.publish(control_state_msg(ros_make, self._loop.state, self._robot))
-        elif message.event == EventType.STOPPED and message.episode_id == running and running:
-            self._end(Outcome(message.outcome))
-            self._states.publish(control_state_msg(ros_make, self._loop.state, self._robot))
+        start = Start(message.episode_id, message.instruction, stamp_to_ns(message.header.stamp))
+        late, running = info["source_timestamp"] < self._listens_ns, self._loop.episode_id
+        try:
+            asked = self._episodes.hear(message.event, start, message.outcome, running, late, time.monotonic())
+        except AloeError as error:
+            return self._complain(str(error))
+        if isinstance(asked, Start):
+            self._start(asked)
+        elif asked is not None:
+            if asked.complaint:
+                self._complain(asked.complaint)
+            self._end(asked.outcome)
+            self._tell_state()
+
+    def _start(self, start: Start) -> None:
+        """Starts an episode. On hardware its first tick tells so, once every joint is measured and its pose can be started from."""
+        if self._loop.episode_id:
+            self._end(Outcome.UNLABELLED)
+        resumed_ns = start.stamp_ns if start.resumed else None
+        self._loop.start_episode(start.episode_id, start.instruction, resumed_ns, afresh=self._lockstep)
+        self._episode_ns, self._open_since = start.stamp_ns, None
+        if start.resumed:
+            self.get_logger().warning(f"resuming episode '{start.episode_id}' on hold until a fresh chunk comes")
+        if self._lockstep:
+            self._tell_state()
 
     def _end(self, outcome: Outcome) -> None:
         last = self._loop.stop_episode(outcome)
@@ -315,6 +320,9 @@ class ControlNode(ManagedNode):
             self._report()
 
     def _watch(self) -> None:
+        resumed = self._episodes.settled(time.monotonic())
+        if resumed is not None:
+            self._start(resumed)
         self._tick_when_new()
         self._rival = self._rivals.look()
         if self._rival and self._loop.safety.state != SafetyState.STOPPED:
@@ -333,6 +341,10 @@ class ControlNode(ManagedNode):
             self._proceed()
         elif self._asked is not None and self._asked.request_id in due and now - self._asked_since > ASK_AGAIN_PERIOD:
             self._ask(self._asked)
+
+    def _tell_state(self, state: ControlSnapshot | None = None) -> None:
+        """Publishes the control state of a tick, or as it is between ticks."""
+        self._states.publish(control_state_msg(ros_make, state or self._loop.state, self._robot))
 
     def _tell_safety(self, always: bool = False) -> None:
         """Publishes the safety status when it has changed. A stop is also logged."""
@@ -356,8 +368,9 @@ class ControlNode(ManagedNode):
     def _report(self) -> None:
         """Once a second: safety status and diagnostics."""
         self._tell_safety(always=True)
-        if self._loop.episode_id and time.monotonic() - self._ticks.last > WATCH_PERIOD * LOOKS_PER_REPORT:
-            self._states.publish(control_state_msg(ros_make, self._loop.state, self._robot))
+        waits = time.monotonic() - self._ticks.last > WATCH_PERIOD * LOOKS_PER_REPORT
+        if self._lockstep and waits and self._loop.episode_id:  # on hardware there is a tick or something is wrong
+            self._tell_state()
         state, missing = self._loop.state, self._joints.missing
         level, message = verdict(self._loop.safety, missing, self._robot.joint_states_topic, state.episode_id)
         age = (self.get_clock().now().nanoseconds - self._joints.stamp_ns) / NANOSECONDS

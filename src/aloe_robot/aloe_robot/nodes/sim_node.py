@@ -14,7 +14,6 @@ from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock as ClockMsg
 from sensor_msgs.msg import CameraInfo, CompressedImage, JointState
 from std_msgs.msg import Float64MultiArray
@@ -29,10 +28,11 @@ from aloe_core.vocabulary import Outcome
 from aloe_msgs.msg import ControlState, EpisodeEvent, TaskState
 from aloe_msgs.srv import ResetSim
 from aloe_robot.nodes.lifecycle import ignore_interrupts, until_interrupted
+from aloe_robot.nodes.parameters import declare
+from aloe_robot.nodes.qos import EVENTS
 from aloe_robot.sim.env import SimEnv
 from aloe_robot.sim.messages import camera_due, camera_info, check_rates, image, outcome_of, sim_joint_state, task_state
 
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 # A reset moves the clock on to the next whole second, and so does `run`: every camera whose rate is a whole number of Hz has an image at the first observation.
 SECOND = NANOSECONDS
 REPEAT_PERIOD = (
@@ -45,18 +45,18 @@ class SimNode(Node):
 
     def __init__(self) -> None:
         super().__init__("sim_node")
-        self.robot = load_robot(self.declare_parameter("robot", "aloha_sim").value)
+        self.robot = load_robot(declare(self, "robot", "aloha_sim"))
         if self.robot.simulator != "aloha":
             raise AloeError(
                 f"robot '{self.robot.name}' has no simulator; use a description with 'simulator: aloha', e.g. aloha_sim"
             )
-        task = self.declare_parameter("task", "transfer_cube").value
-        with_cameras = self.declare_parameter("cameras", True).value
-        self.lockstep = self.declare_parameter("lockstep", True).value
-        speed = self.declare_parameter("real_time_factor", 1.0).value  # 0: as fast as the commands come
-        self.jpeg_quality = self.declare_parameter("jpeg_quality", 90).value
-        seed = self.declare_parameter("seed", 0).value
-        if speed < 0 or (speed == 0 and not self.lockstep):
+        task = declare(self, "task", "transfer_cube")
+        with_cameras = declare(self, "cameras", True)
+        self.lockstep = declare(self, "lockstep", True)
+        speed = declare(self, "real_time_factor", 1.0)  # 0: as fast as the commands come
+        self.jpeg_quality = declare(self, "jpeg_quality", 90)
+        seed = declare(self, "seed", 0)
+        if not 0 <= speed < np.inf or (speed == 0 and not self.lockstep):
             raise AloeError("parameter 'real_time_factor' must be positive, or 0 together with lockstep")
         self.cameras: tuple[Camera, ...] = self.robot.cameras if with_cameras else ()
         if with_cameras:
@@ -84,7 +84,7 @@ class SimNode(Node):
         for topic in self.command_slices:
             self.create_subscription(Float64MultiArray, topic, lambda m, t=topic: self._on_command(t, m), 10)
         self.create_subscription(ControlState, topics.CONTROL_STATE, self._on_control_state, 10)
-        self.create_subscription(EpisodeEvent, topics.EPISODE_EVENT, self._on_event, LATCHED)
+        self.create_subscription(EpisodeEvent, topics.EPISODE_EVENT, self._on_event, EVENTS)
         self.create_service(ResetSim, topics.RESET_SIM, self._reset)
         self.create_service(SetBool, topics.RUN_SIM, self._run)
         wall = Clock(clock_type=ClockType.STEADY_TIME)
@@ -142,8 +142,8 @@ class SimNode(Node):
 
     def _on_event(self, message: EpisodeEvent) -> None:
         self._follow_clock(stamp_to_ns(message.header.stamp))
-        if message.event == EpisodeEvent.STOPPED and message.episode_id == self.episode_id:
-            self.running = False
+        if message.event != EpisodeEvent.STARTED and message.episode_id == self.episode_id:
+            self.running = False  # labelled and discarded is only what is over
 
     def _follow_clock(self, heard_ns: int) -> None:
         """A stamp newer than our own comes from before this process: the clock goes on from there, for it never runs backwards."""
