@@ -87,6 +87,13 @@ def test_arguments_reach_the_nodes(tmp_path: Path) -> None:
     assert parameters(real, "camera_left_wrist")["source"] == "mock"
 
 
+@pytest.mark.parametrize("file", [SIM, REAL])
+def test_nothing_drives_the_robot_without_control_loop_and_without_owner_of_the_episode(file: Path) -> None:
+    nodes = {node.name: node for node in plan(file, {"policy": "flow"})}
+    assert all(nodes[name].shutdown_on_exit for name in CORE)
+    assert not nodes["policy_node"].shutdown_on_exit
+
+
 def test_the_graph_of_a_real_robot_runs_without_hardware(
     ros_domain: int, start_process: Callable, tmp_path: Path
 ) -> None:

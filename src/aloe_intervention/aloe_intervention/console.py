@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from aloe_core.vocabulary import EventType, Mode, Outcome, SafetyState, Termination
 
+EMERGENCY = " "
 KEYS = {
     "s": ("start", "start"),
     "x": ("stop", "stop"),
@@ -19,9 +21,12 @@ KEYS = {
     "n": ("failure", "failure"),
     "d": ("discard", "discard (twice)"),
     "r": ("reset_safety", "reset safety"),
-    " ": ("emergency_stop", "EMERGENCY STOP"),
+    EMERGENCY: ("emergency_stop", "EMERGENCY STOP"),
     "q": ("quit", "quit"),
 }
+ESCAPE = re.compile(
+    r"\x1b(\[[0-?]*[@-~]|O[@-~])?"
+)  # what a terminal sends for keys without a letter, such as the arrows
 CONFIRM_TIME = 3.0  # [s] between the two strokes of a key that must be sure
 RECORDER_STATES = ("idle", "recording", "finalizing", "error")
 MODE_STYLES = {Mode.HUMAN: "bold dark_orange", Mode.POLICY: "bold blue", Mode.STOPPED: "bold white on red"}
@@ -78,7 +83,7 @@ class Console:
             table.add_row(label, text)
         keys = Text()
         for key, (_, label) in KEYS.items():
-            keys.append(f" {'space' if key == ' ' else key} ", "reverse")
+            keys.append(f" {'space' if key == EMERGENCY else key} ", "reverse")
             keys.append(f" {label}  ")
         return Group(table, Text(self.answer, GOOD if self.answer_good else BAD), keys)
 
@@ -94,7 +99,7 @@ class Console:
         rows += [("safety", self._safety()), ("recorder", self._recorder())]
         task = self.task
         if task is not None:
-            rows.append(("task", Text(f"{task.progress:.0%} {task.phase}")))
+            rows.append(("task", Text(f"{task.task} {task.progress:.0%}")))
         return rows
 
     def _episode(self) -> Text:
@@ -162,23 +167,27 @@ class Console:
 
 def run_console(
     console: Console,
-    read_key: Callable[[], str],
+    read_keys: Callable[[], str],
     do: Callable[[str], None],
     refresh: Callable[[], None],
     clock: Callable[[], float],
 ) -> None:
-    """Until `q`: one key at a time to its action, one refresh after the other.
+    """Until `q`: each key to its action, an emergency stop before all others, one refresh after the other.
 
     Args:
-        read_key: the next key, or empty if none is waiting.
+        read_keys: all keys that wait, in order; empty: none.
         do: carries out an action.
         refresh: waits a moment for news and shows them.
         clock: wall time [s].
     """
     while True:
-        action = console.press(read_key(), clock())
-        if action == "quit":
-            return
-        if action:
-            do(action)
+        keys = read_keys()
+        if EMERGENCY in keys:
+            do(console.press(EMERGENCY, clock()))
+        for key in ESCAPE.sub("", keys).replace(EMERGENCY, ""):
+            action = console.press(key, clock())
+            if action == "quit":
+                return
+            if action:
+                do(action)
         refresh()

@@ -21,6 +21,10 @@ class RecorderView:
     message: str = ""
     seen_s: float = -math.inf
 
+    def writes(self, wall_s: float, silence_s: float) -> str:
+        """The episode whose bag it has in hand; empty: none, or it has been silent for more than `silence_s` [s]."""
+        return self.episode_id if self.busy and wall_s - self.seen_s <= silence_s else ""
+
 
 class Discards:
     """Discards asked for and not yet done."""
@@ -45,9 +49,9 @@ class Discards:
     def due(self, recorder: RecorderView, wall_s: float) -> list[AnswerDiscard]:
         """Moves the bags that the recorder has let go of (or that a silent recorder will never let go of) and says what became of each."""
         answers = []
-        alive = wall_s - recorder.seen_s <= self._config.fault_timeout_s
+        written = recorder.writes(wall_s, self._config.fault_timeout_s)
         for episode_id, (call, deadline, reason) in list(self._pending.items()):
-            held = alive and recorder.busy and recorder.episode_id == episode_id
+            held = written == episode_id
             if held and wall_s <= deadline:
                 continue
             del self._pending[episode_id]

@@ -1,8 +1,8 @@
 """The life of an episode as a state machine without ROS: it is told what happens and answers with what is to be done.
 
-    IDLE -> RESETTING -> STARTING -> RELEASING -> RUNNING -> IDLE        simulator: reset, announce, release
-    IDLE -> STARTING -> RUNNING -> IDLE                                  hardware
-    RECOVERING -> RUNNING | IDLE                                         after a restart in the middle of an episode
+    IDLE -> WAITING -> RESETTING -> STARTING -> RELEASING -> RUNNING -> IDLE        simulator: reset, announce, release
+    IDLE -> WAITING -> STARTING -> RUNNING -> IDLE                                  hardware
+    RECOVERING -> RUNNING | IDLE                                                    after a restart in the middle of an episode
 
 Every way out of RUNNING (button, service, task, time limit, safety stop, lost node) goes through `_end`, so that all end in the same state.
 """
@@ -37,6 +37,7 @@ class Phase(Enum):
     """Where an episode stands."""
 
     IDLE = "idle"
+    WAITING = "waiting"  # for the recorder to close the bag of the episode before
     RESETTING = "resetting"  # the simulator has been asked to reset
     STARTING = "starting"  # STARTED is out, control and recorder have yet to name the episode
     RELEASING = "releasing"  # the simulator has been asked to run
@@ -45,7 +46,8 @@ class Phase(Enum):
 
 
 ALLOWED: dict[Phase, frozenset[Phase]] = {
-    Phase.IDLE: frozenset({Phase.RESETTING, Phase.STARTING, Phase.RECOVERING}),
+    Phase.IDLE: frozenset({Phase.WAITING, Phase.RECOVERING}),
+    Phase.WAITING: frozenset({Phase.RESETTING, Phase.STARTING, Phase.IDLE}),
     Phase.RESETTING: frozenset({Phase.STARTING, Phase.IDLE}),
     Phase.STARTING: frozenset({Phase.RELEASING, Phase.RUNNING, Phase.IDLE}),
     Phase.RELEASING: frozenset({Phase.RUNNING, Phase.IDLE}),
@@ -111,10 +113,22 @@ class EpisodeManager:
             return [AnswerStart(call, StartError.BAD_REQUEST, str(error), "")]
         self._previous, self.episode, self._call = self.episode, episode, call
         self._control_ready = False
+        self._go(Phase.WAITING, now)
+        return self._prepare(now)
+
+    def _held(self, now: Now) -> str:
+        """Another episode whose bag the recorder still writes; a start would cut it short."""
+        written = self._recorder.writes(now.wall_s, self.config.fault_timeout_s) if self.config.require_recorder else ""
+        return "" if written == self.running_id else written
+
+    def _prepare(self, now: Now) -> Effects:
+        """WAITING goes on as soon as the bag before is closed."""
+        if self.phase is not Phase.WAITING or self.episode is None or self._held(now):
+            return []
         if self.config.simulator:
             self._go(Phase.RESETTING, now)
-            return [AskReset(episode)]
-        return self._announce(episode, now)
+            return [AskReset(self.episode)]
+        return self._announce(self.episode, now)
 
     def on_reset(
         self,
@@ -190,7 +204,7 @@ class EpisodeManager:
         """Gives a start up; what has been announced is announced as stopped."""
         assert self.episode is not None
         episode_id = self.episode.episode_id
-        if self.phase is Phase.RESETTING:
+        if self.phase in (Phase.WAITING, Phase.RESETTING):
             self._go(Phase.IDLE, now)
             self.episode = self._previous
             return [AnswerStart(self._call, error, message, episode_id)]
@@ -236,7 +250,7 @@ class EpisodeManager:
         running = self.phase in (Phase.RUNNING, Phase.RECOVERING)
         if running and self.config.require_recorder and not self._recording():
             return self._fault(f"recorder_node does not record: {message or 'it has restarted'}", now)
-        return [*self._recover("recorder_node", now), *self._proceed(now), *self._move(now)]
+        return [*self._recover("recorder_node", now), *self._prepare(now), *self._proceed(now), *self._move(now)]
 
     def on_policy(self, version: str, fault: str, now: Now) -> Effects:
         """`policy/status`: the version that answers, and why none does (empty: it is ready)."""
@@ -248,7 +262,7 @@ class EpisodeManager:
         self._safety_stop = message or "no reason given" if state is SafetyState.STOPPED else ""
         if not self._safety_stop or self.phase in (Phase.IDLE, Phase.RESETTING):
             return []
-        if self.phase in (Phase.STARTING, Phase.RELEASING):
+        if self.phase in (Phase.WAITING, Phase.STARTING, Phase.RELEASING):
             return self._refuse(StartError.SAFETY_STOPPED, f"safety stop: {self._safety_stop}", now)
         return self._end(Outcome.UNLABELLED, Termination.SAFETY, f"safety stop: {self._safety_stop}", now)
 
@@ -271,9 +285,12 @@ class EpisodeManager:
 
     def tick(self, now: Now) -> Effects:
         """Time passes; call it about 20 times a second of wall time."""
+        effects = [*self._prepare(now), *self._move(now)]
         waited, config = now.wall_s - self._since_s, self.config
-        effects = self._move(now)
-        if self.phase in (Phase.RESETTING, Phase.RELEASING) and waited > config.ready_timeout_s:
+        if self.phase is Phase.WAITING and waited > config.ready_timeout_s:
+            message = f"recorder_node is still writing the bag '{self._held(now)}', after {config.ready_timeout_s:g} s"
+            effects += self._refuse(StartError.NOT_READY, message, now)
+        elif self.phase in (Phase.RESETTING, Phase.RELEASING) and waited > config.ready_timeout_s:
             call = "sim/reset" if self.phase is Phase.RESETTING else "sim/run"
             effects += self._refuse(
                 StartError.NOT_READY, f"sim_node did not answer {call} in {config.ready_timeout_s:g} s", now
@@ -313,7 +330,7 @@ class EpisodeManager:
             termination = Termination.OPERATOR
         message = message or f"stopped: {termination.name.lower()}"
         episode_id = self.running_id
-        if self.phase is Phase.RESETTING:
+        if self.phase in (Phase.WAITING, Phase.RESETTING):
             return self._refuse(StartError.NOT_READY, message, now)
         starting = self.phase in (Phase.STARTING, Phase.RELEASING)
         answer: Effects = [AnswerStart(self._call, StartError.NOT_READY, message, episode_id)] if starting else []

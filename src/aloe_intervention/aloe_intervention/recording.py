@@ -161,6 +161,11 @@ class EpisodeRecording:
         """DDS says that it lost messages before they came here."""
         self._tallies[topic].lost_by_dds += count
 
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` has been called."""
+        return self._stopped_s is not None
+
     def stop(self, outcome: Outcome, termination: Termination, wall_s: float, published_ns: int = 0) -> None:
         """The episode has stopped; what is under way is still recorded. `wall_s`: monotonic time [s]; `published_ns`: publication of STOPPED."""
         if self._stopped_s is None:
@@ -169,8 +174,6 @@ class EpisodeRecording:
 
     def settled(self, wall_s: float) -> bool:
         """Whether the bag can be closed: the final transition and the observation after it have come, or nothing more is to be hoped for."""
-        if self._failure and self._stopped_s is not None:
-            return True
         if self._stopped_s is None:
             return False
         if wall_s - self._stopped_s >= max(CATCH_UP, self._settle_s):
@@ -253,9 +256,9 @@ class EpisodeRecording:
                         self._writer.add_topic(topic, type, qos)
                     self._write_batch(batch)
                     self._writer.flush_if_due()
-            except AloeError as error:
+            except Exception as error:  # of whatever kind: a thread that dies tells nobody
                 with self._wake:
-                    self._failure = str(error)
+                    self._failure = _sentence(error)
             if self._failure:
                 self._drop(batch)
             if last:
@@ -284,8 +287,8 @@ class EpisodeRecording:
             if not self._failure:
                 extra = {"complete": str(audit.complete).lower(), "audit": "; ".join(audit.reasons)}
                 self._writer.close(self.outcome, self.termination, extra)
-        except AloeError as error:
-            self._failure = str(error)
+        except Exception as error:
+            self._failure = _sentence(error)
             audit = self._verdict()
         try:
             replace_file(self.folder / AUDIT_FILE, json.dumps(audit.to_json(), indent=1) + "\n")
@@ -313,3 +316,7 @@ class EpisodeRecording:
             bytes=self.bytes,
             topics=reports,
         )
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) if isinstance(error, AloeError) else f"cannot write the bag: {type(error).__name__}: {error}"

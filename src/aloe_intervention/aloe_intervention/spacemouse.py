@@ -22,6 +22,7 @@ import numpy as np
 
 from aloe_core.errors import AloeError
 
+SILENCE = 0.3  # [s] our choice: a deflected stick reports every 8 to 16 ms, one that has lost its radio never again, while its receiver stays there
 FULL_SCALE = 350.0  # largest value of an axis on every model
 AXES = ("x", "y", "z", "roll", "pitch", "yaw")
 _TRANSLATION, _ROTATION, _BUTTONS = 1, 2, 3
@@ -135,9 +136,10 @@ class SpaceMouse:
         self._decoder = ReportDecoder()
         self._next_try_ns: int | None = None
         self._button_count = 2
+        self._reported_ns = 0  # when the last report was decoded
         self.connections = 0  # how often it was found
         self.reports = 0  # reports decoded
-        self.problem = "not opened yet"  # why there is no reading; empty while connected
+        self.problem = "not opened yet"  # why there is no reading; empty while there is one
 
     @property
     def connected(self) -> bool:
@@ -145,9 +147,9 @@ class SpaceMouse:
         return self._device is not None
 
     def poll(self, now_ns: int) -> Reading | None:
-        """Reads everything that waits. The stick's state, or None while the device is away; `problem` says why.
+        """Reads everything that waits. The stick's state, or None while the device is away or deflected without a report; `problem` says why.
 
-        A device found again starts from rest: what it held when it was lost is forgotten.
+        A device found again starts from rest: what it held when it was lost is forgotten. `now_ns` is monotonic time.
         """
         if self._device is None and (self._next_try_ns is None or now_ns >= self._next_try_ns):
             self._connect(now_ns)
@@ -158,15 +160,22 @@ class SpaceMouse:
                 report = self._device.read()
                 if report is None:
                     break
-                self.reports += self._decoder.feed(report)
+                if self._decoder.feed(report):
+                    self.reports += 1
+                    self._reported_ns = now_ns
         except OSError as error:
             self.close()
             self.problem = f"the SpaceMouse was lost: {error.strerror or error}"
             self._next_try_ns = now_ns + self._retry_ns
             return None
+        twist = self._axes.apply(self._decoder.axes)
+        silent = twist.any() and now_ns - self._reported_ns >= SILENCE * 1e9
+        self.problem = "no reports while deflected" if silent else ""
+        if silent:
+            return None
         self._button_count = max(self._button_count, self._decoder.buttons.bit_length())
         buttons = tuple(self._decoder.buttons >> i & 1 for i in range(self._button_count))
-        return Reading(self._axes.apply(self._decoder.axes), buttons)
+        return Reading(twist, buttons)
 
     def close(self) -> None:
         """Closes the device, if it is open."""
@@ -183,4 +192,3 @@ class SpaceMouse:
             return
         self._decoder = ReportDecoder()
         self.connections += 1
-        self.problem = ""

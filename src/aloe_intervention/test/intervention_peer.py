@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile
 
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+from aloe_core.supervisor import ros_arguments
+from aloe_robot.nodes.qos import LATCHED
+
+
+@contextmanager
+def node_here(make: Callable[[], Any], **parameters: Any) -> Iterator[Any]:
+    """A node in the test's own process; spun by nobody."""
+    rclpy.init(args=ros_arguments(parameters=[{k.replace("__", "."): v for k, v in parameters.items()}]))
+    node = None
+    try:
+        node = make()
+        yield node
+    finally:
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()
 
 
 class Peer:
@@ -43,6 +59,14 @@ class Peer:
 
     def wait(self, topic: str, suits: Callable[[Any], bool], timeout: float = 60.0) -> Any:
         """The first message on `topic` that suits."""
+        message = self.look(topic, suits, timeout)
+        if message is None:
+            last = str(self.got[topic][-1:])[:1000]
+            pytest.fail(f"none of {len(self.got[topic])} messages on {topic} suits after {timeout} s; the last: {last}")
+        return message
+
+    def look(self, topic: str, suits: Callable[[Any], bool], timeout: float) -> Any:
+        """The first message on `topic` that suits, or None if there is none within `timeout` [s]."""
         deadline = time.monotonic() + timeout
         with self._grew:
             while True:
@@ -50,10 +74,7 @@ class Peer:
                     if suits(message):
                         return message
                 if not self._grew.wait(max(0.0, deadline - time.monotonic())):
-                    last = str(self.got[topic][-1:])[:1000]
-                    pytest.fail(
-                        f"none of {len(self.got[topic])} messages on {topic} suits after {timeout} s; the last: {last}"
-                    )
+                    return None
 
     def publisher(
         self, kind: type, topic: str, qos: QoSProfile | int, subscribers: int = 1, timeout: float = 60.0

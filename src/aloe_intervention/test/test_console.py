@@ -134,6 +134,30 @@ def test_the_loop_does_what_the_keys_say_and_ends_with_q():
     assert len(looks) == 6
 
 
+@pytest.mark.parametrize(
+    ("keys", "done"),
+    [
+        ("x q", ["emergency_stop", "stop"]),
+        ("q ", ["emergency_stop"]),
+        ("syq", ["start", "success"]),
+        ("\x1b[D\x1b[D\x1bOS\x1b[15~q", []),  # left, left, F4, F5: none of them is a d or an s
+        ("\x1b \x1bq", ["emergency_stop"]),
+    ],
+)
+def test_keys_that_come_together_all_count_and_the_emergency_stop_goes_first(keys, done):
+    found: list[str] = []
+    once = iter([keys])
+    run_console(Console(), lambda: next(once), found.append, lambda: None, lambda: 0.0)
+    assert found == done
+
+
+def test_the_task_of_a_simulator_is_shown():
+    messages = pytest.importorskip("aloe_msgs.msg", reason="needs ROS 2")
+    console = running()
+    console.task = messages.TaskState(task="transfer_cube", progress=0.25)
+    assert "transfer_cube 25%" in shown(console)
+
+
 def test_every_key_is_on_the_screen():
     text = shown(Console())
     for label in (label for _, label in KEYS.values()):
@@ -141,13 +165,16 @@ def test_every_key_is_on_the_screen():
 
 
 def test_in_a_real_terminal(ros_domain):
-    """A pseudo-terminal: the screen comes, an action nobody answers is said so, `q` ends it and restores the terminal."""
+    """A pseudo-terminal: the screen comes, an action nobody answers is said so, keys typed together all arrive, `q` ends it and restores the terminal."""
     pytest.importorskip("rclpy", reason="needs ROS 2")
+    from intervention_peer import Peer
+    from std_srvs.srv import Trigger
+
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ |= {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
         os.execv(sys.executable, [sys.executable, "-m", "aloe_core.cli", "operate", "--refresh", "0.05"])
-    seen = b""
+    seen, peer = b"", None
 
     def read_until(words: bytes, timeout: float = 40.0) -> None:
         nonlocal seen
@@ -157,10 +184,36 @@ def test_in_a_real_terminal(ros_domain):
             if select.select([terminal], [], [], 0.2)[0]:
                 seen += os.read(terminal, 65536)
 
+    def look(seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if select.select([terminal], [], [], left)[0]:
+                os.read(terminal, 65536)
+
     try:
         read_until(b"EMERGENCY STOP")
         os.write(terminal, b"s")
         read_until(b"nobody answers on service 'episode/start'")
+        peer, stops = Peer(), []
+
+        def stop(request, response):
+            stops.append(request)
+            response.success, response.message = True, "held"
+            return response
+
+        peer.node.create_service(Trigger, "control/emergency_stop", stop)
+        while not stops:
+            os.write(terminal, b" ")
+            look(0.5)
+        while heard := len(stops):
+            look(1.0)
+            if len(stops) == heard:
+                break
+        os.write(terminal, b"xx ")
+        end = time.monotonic() + 20.0
+        while len(stops) == heard:
+            assert time.monotonic() < end, "the last of three keys was never seen"
+            look(0.2)
         os.write(terminal, b"q")
         end = time.monotonic() + 20.0
         status = None
@@ -174,6 +227,8 @@ def test_in_a_real_terminal(ros_domain):
             status = code if done else None
         assert status == 0
     finally:
+        if peer is not None:
+            peer.close()
         try:
             os.kill(pid, 9)
             os.waitpid(pid, 0)

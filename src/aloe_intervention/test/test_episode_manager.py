@@ -183,6 +183,53 @@ def test_second_start_is_refused_and_the_first_goes_on(world):
     assert world.control("e1") == [AnswerStart(1, StartError.OK, "", "e1")]
 
 
+@pytest.mark.parametrize("config", [HARDWARE, SIMULATION])
+def test_a_start_waits_until_the_bag_before_is_closed(tmp_path, config):
+    world = World(tmp_path, config)
+    world.recorder("e1")
+    assert world.start(call=2, task="pour", episode_id="e2") == []
+    assert world.manager.running_id == "e2"
+    assert world.start(call=3)[0].message == "episode 'e2' is waiting"
+    assert world.recorder("e1", "finalizing") == world.tick(1.0) == []
+    (asked,) = world.recorder("e1", "idle")
+    assert isinstance(asked, AskReset if config.simulator else Announce)
+    assert asked.episode.episode_id == "e2"
+
+
+def test_a_start_does_not_wait_for_a_dead_recorder(world):
+    world.recorder("e1")
+    assert world.start(episode_id="e2") == world.tick(4.0) == []
+    (announced,) = world.tick(2.0)
+    assert announced.event is EventType.STARTED
+
+
+def test_a_recorder_that_never_closes_a_bag_refuses_the_start_that_waits_for_it(world):
+    world.recorder("e1")
+    assert world.start(call=2, episode_id="e2") == []
+    for _ in range(10):
+        world.seconds += 1
+        assert world.recorder("e1", "finalizing") == world.tick() == []
+    (answer,) = world.tick(1.0)
+    message = "recorder_node is still writing the bag 'e1', after 10 s"
+    assert answer == AnswerStart(2, StartError.NOT_READY, message, "e2")
+    assert world.manager.episode is None
+
+
+@pytest.mark.parametrize(
+    ("end", "error"),
+    [
+        (lambda w: w.stop(), StartError.NOT_READY),
+        (lambda w: w.safety(SafetyState.STOPPED, "NaN"), StartError.SAFETY_STOPPED),
+    ],
+)
+def test_a_start_that_waits_can_be_given_up(world, end, error):
+    world.recorder("e1")
+    world.start(call=2, episode_id="e2")
+    (answer,) = end(world)
+    assert (answer.call, answer.error) == (2, error)
+    assert world.recorder("e1", "idle") == []
+
+
 def test_who_is_missing_is_named(world):
     world.start(episode_id="e1")
     assert world.tick(9.0) == []
@@ -509,7 +556,21 @@ def test_accepted_names_stay_in_their_folder(tmp_path_factory, name):
 @given(
     st.lists(
         st.sampled_from(
-            ["start", "reset", "run", "control", "idle", "recorder", "broken", "task", "safety", "stop", "tick", "wait"]
+            [
+                "start",
+                "reset",
+                "run",
+                "control",
+                "idle",
+                "recorder",
+                "busy",
+                "broken",
+                "task",
+                "safety",
+                "stop",
+                "tick",
+                "wait",
+            ]
         ),
         max_size=30,
     ),
@@ -539,6 +600,8 @@ def test_any_order_of_happenings_keeps_the_machine_whole(tmp_path_factory, happe
             world.safety(SafetyState.STOPPED, "x"), world.safety(SafetyState.OK)
         elif what == "stop":
             world.stop()
+        elif what == "busy":
+            world.recorder("e0", "finalizing")
         else:
             world.tick(0.1 if what == "tick" else 6.0)
     world.stop()

@@ -113,7 +113,7 @@ def test_running_episode_survives_a_kill(graph, start_node):
 
 def test_missing_nodes_are_named_while_other_calls_are_served(graph, start_node):
     graph.healthy = False
-    start_node("aloe_intervention", "episode_node", parameters(graph, ready_timeout=1.5))
+    start_node("aloe_intervention", "episode_node", parameters(graph, ready_timeout=10.0))
     answered: list[str] = []
     calls = {name: graph.ask(StartEpisode, "episode/start", episode_id=name) for name in ("e1", "e2")}
     for name, future in calls.items():
@@ -176,6 +176,7 @@ def test_bad_parameters_end_the_node_with_a_sentence(ros_domain, start_node, tmp
         ({"robot": "nobody"}, "unknown robot 'nobody'"),
         ({"bags": str(tmp_path / "file" / "bags")}, "cannot make the bags folder"),
         ({"bags": str(tmp_path / "bags"), "ready_timeout": -1.0}, "'ready_timeout' is -1.0 s"),
+        ({"bags": str(tmp_path / "bags"), "time_limit": "long"}, "parameter 'time_limit': 'long' is not of type float"),
     ]
     started = [(start_node("aloe_intervention", "episode_node", p), text) for p, text in cases]
     for node, sentence in started:

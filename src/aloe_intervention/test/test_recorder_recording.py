@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
 import threading
+import time
 from array import array
 from pathlib import Path
 
@@ -168,6 +170,38 @@ def test_a_full_disk_is_told_and_everything_after_it_counted(tmp_path):
     assert audit.messages == 50
     assert sum(t.count + t.dropped for t in audit.topics) == 202
     assert json.loads((tmp_path / "e1" / "audit.json").read_text())["complete"] is False
+
+
+@pytest.mark.parametrize("where", ["write", "close"])
+def test_no_error_of_the_writer_ends_its_thread_without_a_word(tmp_path, monkeypatch, where):
+    def fail(*arguments):
+        raise struct.error("'Q' format requires 0 <= number <= 18446744073709551615")
+
+    writer = BagWriter(tmp_path / "e1", EpisodeInfo("e1"))
+    monkeypatch.setattr(writer, where, fail)
+    recording = open_recording(writer.folder, writer)
+    record(recording, 10)
+    audit = finished(recording)
+    assert recording.failure.startswith("cannot write the bag: error: 'Q' format requires")
+    assert audit.reasons[0] == recording.failure
+    assert sum(t.count + t.dropped for t in audit.topics) == 22
+    assert recording.queued == (0, 0)
+
+
+def test_what_comes_late_after_a_failure_is_counted_as_well(tmp_path):
+    recording = open_recording(tmp_path / "e1", FullDisk(tmp_path / "e1", room=0), settle_s=1.0)
+    recording.put(Message(JOINTS.name, joint_state(0), 0, 0))
+    recording.stop(Outcome.UNLABELLED, Termination.FAULT, 10.0, published_ns=100)
+    while not recording.failure:
+        time.sleep(0.01)
+    for k in range(1, 20):  # published before STOPPED, and processed after it
+        assert not recording.settled(10.0 + k / 10)
+        recording.put(Message(JOINTS.name, joint_state(k), k, k))
+    assert not recording.settled(12.0)
+    assert recording.settled(13.0)
+    recording.finish()
+    assert recording.join(30.0)
+    assert recording.audit.topics[0].dropped == 20
 
 
 def test_settled_waits_for_the_last_transition_and_the_observation_after_it(tmp_path):

@@ -189,6 +189,30 @@ def test_a_device_is_lost_and_found_again():
     assert (mouse.connections, mouse.reports) == (2, 3)
 
 
+def test_a_deflected_stick_that_falls_silent_is_lost_until_it_reports_again():
+    """The radio of a wireless mouse: the receiver stays, so that its device file does."""
+    device = FakeDevice(hexed("01 00 00 a2 fe 00 00"))
+    mouse = SpaceMouse(lambda: device)
+    for late in (0.0, 0.1, 0.29):
+        assert mouse.poll(round(late * SECOND)).twist[0] == 1.0
+        assert mouse.problem == ""
+    for late in (0.3, 60.0):
+        assert mouse.poll(round(late * SECOND)) is None
+        assert mouse.problem == "no reports while deflected"
+    device.waiting = [hexed("17 64")]
+    assert mouse.poll(61 * SECOND) is None, "the level of the battery is no report of the stick"
+    device.waiting = [hexed("01 00 00 51 ff 00 00")]
+    assert mouse.poll(62 * SECOND).twist[0] > 0.4
+    assert (mouse.problem, mouse.connections) == ("", 1)
+
+
+@pytest.mark.parametrize("at_rest", ["01 00 00 00 00 00 00", "01 05 00 00 00 00 00"])
+def test_a_stick_at_rest_may_be_silent(at_rest):
+    mouse = SpaceMouse(lambda: FakeDevice(hexed(at_rest), hexed("03 01 00")))
+    assert mouse.poll(0).buttons == (1, 0)
+    assert mouse.poll(600 * SECOND).buttons == (1, 0)
+
+
 def test_reports_that_pile_up_are_all_read():
     reports = [hexed("01 5e 01 00 00 00 00")] * 50 + [hexed("01 00 00 00 00 00 00")]
     reading = SpaceMouse(lambda: FakeDevice(*reports)).poll(0)

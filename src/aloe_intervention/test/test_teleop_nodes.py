@@ -6,23 +6,26 @@ import struct
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
 
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Twist, Vector3
-from intervention_peer import LATCHED, Peer
+from intervention_peer import LATCHED, Peer, node_here
 from sensor_msgs.msg import JointState, Joy
 
 from aloe_core.bag_reader import read_episode
 from aloe_core.chunk import ActionChunk as Chunk
 from aloe_core.messages import chunk_msg, header_msg, joint_state_msg, ros_make, stamp_to_ns
-from aloe_core.robot import load_robot
+from aloe_core.robot import load_robot, robot_folder
 from aloe_core.vocabulary import EventType, Mode, Outcome, Source
 from aloe_intervention.lockstep import LockstepOperator
+from aloe_intervention.nodes.teleop_node import TeleopNode
 from aloe_intervention.operator_sim import OperatorConfig
 from aloe_msgs.msg import ActionChunk, ChunkRequest, ControlState, EpisodeEvent, TaskState, TeleopCommand, Transition
 from aloe_msgs.srv import StartEpisode
@@ -42,23 +45,39 @@ def peer(ros_domain):
 
 
 class FakeMouse:
-    """A named pipe in the place of the device file: what is written to it are the reports of a SpaceMouse, closing it unplugs the mouse."""
+    """A named pipe in the place of the device file: what is written to it are the reports of a SpaceMouse, closing it unplugs the mouse.
+
+    A pipe keeps no borders between reports: send the next one when the Joy for the last has come, or the same one again.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         os.mkfifo(path)
+        self._released = threading.Event()
+        self._hand: threading.Thread | None = None
         self.plug()
 
     def plug(self) -> None:
         self._fd = os.open(self.path, os.O_RDWR)  # a pipe without a reader would block
 
     def unplug(self) -> None:
+        if self._hand is not None:
+            self._released.set()
+            self._hand.join()
         os.close(self._fd)
 
-    def send(self, *reports: bytes) -> None:
-        for report in reports:
-            os.write(self._fd, report)
-            time.sleep(0.2)  # a pipe keeps no borders between reports; the device is read every 5 ms
+    def send(self, report: bytes) -> None:
+        os.write(self._fd, report)
+
+    def hold(self, report: bytes) -> None:
+        """Deflected until it is unplugged: such a mouse reports again and again."""
+
+        def repeat() -> None:
+            while not self._released.wait(0.01):
+                self.send(report)
+
+        self._hand = threading.Thread(target=repeat, daemon=True)
+        self._hand.start()
 
 
 def event(kind: EventType, peer: Peer) -> EpisodeEvent:
@@ -66,14 +85,28 @@ def event(kind: EventType, peer: Peer) -> EpisodeEvent:
     return EpisodeEvent(header=header_msg(ros_make, now), event=kind, episode_id="e1", instruction="x")
 
 
-def test_from_the_device_file_to_the_arm_with_the_mouse_unplugged_meanwhile(peer, start_node, tmp_path):
-    mouse = FakeMouse(tmp_path / "hidraw0")
+@pytest.fixture
+def patient_robot(tmp_path) -> Path:
+    """aloha_sim on a machine that stands still for seconds now and then."""
+    description = yaml.safe_load((robot_folder() / "aloha_sim.yaml").read_text())
+    patience = {"observation_timeout": 5.0, "observation_stop_timeout": 60.0, "tracking_error_time": 60.0}
+    description["safety"] |= patience | {"teleop_timeout": 2.0}
+    file = tmp_path / "patient.yaml"
+    file.write_text(yaml.safe_dump(description))
+    return file
+
+
+def test_from_the_device_file_to_the_arm_with_the_mouse_unplugged_meanwhile(peer, start_node, tmp_path, patient_robot):
+    mouse, robot = FakeMouse(tmp_path / "hidraw0"), {"robot": str(patient_robot)}
     mouse_node = start_node(
-        "aloe_intervention", "spacemouse_node", {"arms": ["left"], "left.device": str(mouse.path), "rate": 200.0}
+        "aloe_intervention",
+        "spacemouse_node",
+        {**robot, "arms": ["left"], "left.device": str(mouse.path), "rate": 200.0},
     )
-    start_node("aloe_intervention", "teleop_node", {"release_time": 0.0})
-    start_node("aloe_robot", "mock_robot_node", {"robot": "aloha_sim"})
-    start_node("aloe_robot", "control_node", {"tick_source": "timer"})
+    hands = {"release_time": 0.0, "stale_after": 0.5, "linear_speed": 0.1}
+    start_node("aloe_intervention", "teleop_node", {**robot, **hands})
+    start_node("aloe_robot", "mock_robot_node", robot)
+    start_node("aloe_robot", "control_node", {**robot, "tick_source": "timer"})
     peer.listen(Joy, "left/spacenav/joy", 10)
     peer.listen(Twist, "left/spacenav/twist", 10)
     peer.listen(TeleopCommand, "left/teleop/command", 10)
@@ -83,17 +116,23 @@ def test_from_the_device_file_to_the_arm_with_the_mouse_unplugged_meanwhile(peer
     peer.publisher(EpisodeEvent, "episode/event", LATCHED, subscribers=2).publish(event(EventType.STARTED, peer))
     peer.wait("control/state", lambda m: m.episode_id == "e1")
 
-    def press_until(mode: list[Mode]) -> None:
-        """Presses both buttons; again if that was lost, as it may be on a busy machine, where the stick is stale now and then."""
-        for _ in range(20):
-            mouse.send(BOTH, NEITHER)
-            time.sleep(0.3)
-            if list(peer.got["control/state"][-1].mode) == mode:
+    def press(engaged: bool) -> None:
+        """Holds both buttons down until teleop_node answers; again if that was lost, as it is where the stick was stale meanwhile."""
+        for _ in range(10):
+            peer.got["left/spacenav/joy"].clear(), peer.got["left/teleop/command"].clear()
+            mouse.send(BOTH)
+            peer.wait("left/spacenav/joy", lambda m: list(m.buttons) == [1, 1])
+            peer.look("left/teleop/command", lambda m: m.engaged == engaged, timeout=5.0)
+            peer.got["left/spacenav/joy"].clear(), peer.got["left/teleop/command"].clear()
+            mouse.send(NEITHER)
+            peer.wait("left/spacenav/joy", lambda m: list(m.buttons) == [0, 0])
+            if peer.wait("left/teleop/command", lambda m: m.healthy).engaged == engaged:
                 return
-        pytest.fail(f"the arms never came to {mode}")
+        pytest.fail(f"never engaged: {engaged}")
 
-    press_until([Mode.HUMAN, Mode.HOLD])
-    mouse.send(FORWARD)
+    press(engaged=True)
+    peer.wait("control/state", lambda m: list(m.mode) == [Mode.HUMAN, Mode.HOLD])
+    mouse.hold(FORWARD)
     joy = peer.wait("left/spacenav/joy", lambda m: m.axes and m.axes[0] == 1.0)
     assert list(joy.axes) == [1.0, 0, 0, 0, 0, 0]
     assert list(joy.buttons) == [0, 0]
@@ -102,6 +141,7 @@ def test_from_the_device_file_to_the_arm_with_the_mouse_unplugged_meanwhile(peer
     assert moved.mode[1] == Mode.HOLD
     assert max(abs(moved.commanded[i] - ROBOT.home[i]) for i in range(7, 13)) < 1e-6, "the other arm stands still"
 
+    peer.got["left/teleop/command"].clear()
     mouse.unplug()
     lost = peer.wait("left/teleop/command", lambda m: m.engaged and not m.healthy)
     assert lost.message.startswith("nothing from the SpaceMouse for")
@@ -115,10 +155,34 @@ def test_from_the_device_file_to_the_arm_with_the_mouse_unplugged_meanwhile(peer
     peer.got["control/state"].clear()
     back = peer.wait("control/state", lambda m: list(m.mode) == [Mode.HUMAN, Mode.HOLD])
     assert max(abs(a - b) for a, b in zip(back.commanded, held.commanded, strict=True)) < 0.02, "from where it held"
-    press_until([Mode.HOLD, Mode.HOLD])
+    press(engaged=False)
+    peer.got["control/state"].clear()
+    peer.wait("control/state", lambda m: list(m.mode) == [Mode.HOLD, Mode.HOLD])
     assert "SpaceMouse of arm 'left': the SpaceMouse was lost" in mouse_node.output
     assert mouse_node.output.count("connected") >= 2
     assert mouse_node.stop() == 0
+
+
+def test_joint_states_without_stamps_and_those_of_a_clock_that_begins_anew_are_answered(ros_domain):
+    with node_here(TeleopNode) as node:
+        sent: list[TeleopCommand] = []
+        node.publishers_["left"] = SimpleNamespace(publish=sent.append)
+
+        def answers(stamp_ns: int) -> list[int]:
+            sent.clear()
+            positions = ROBOT.to_device(ROBOT.home)
+            node._on_joint_state(joint_state_msg(ros_make, stamp_ns, ROBOT.action_names, positions))
+            return [stamp_to_ns(m.header.stamp) for m in sent]
+
+        second, half_tick = 10**9, ROBOT.control_dt_ns // 2
+        assert answers(5 * second) == [5 * second]
+        assert answers(5 * second + half_tick - 1) == [], "joint states may come faster than ticks"
+        assert answers(5 * second + half_tick) == [5 * second + half_tick]
+        assert answers(2 * second) == [2 * second]
+        (stamp,) = answers(0)
+        assert abs(stamp - node.get_clock().now().nanoseconds) < 60 * second
+        time.sleep(half_tick / second)
+        assert len(answers(0)) == 1
 
 
 class Hands:
@@ -191,6 +255,7 @@ def test_bad_twists_silence_and_two_operators_hold_the_arm_and_name_the_reason(p
 @pytest.mark.parametrize(
     ("node", "parameters", "says"),
     [
+        ("recorder_node", {"min_free_gb": "much"}, "parameter 'min_free_gb': 'much' is not of type float"),
         ("spacemouse_node", {}, "with several arms each needs its own SpaceMouse"),
         ("spacemouse_node", {"arms": ["middle"]}, "has no arm 'middle'"),
         ("spacemouse_node", {"arms": ["left"], "axis_map": ["x"]}, "axis_map names six"),

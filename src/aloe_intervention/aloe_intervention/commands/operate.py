@@ -12,6 +12,7 @@ def operate(*, robot: str = "aloha_sim", task: str = "", seed: int = -1, refresh
         seed: Seed of the first episode in simulation, counting up from there; -1: none.
         refresh: Time between two looks at the screen [s].
     """
+    import os
     import select
     import sys
     import termios
@@ -30,8 +31,10 @@ def operate(*, robot: str = "aloha_sim", task: str = "", seed: int = -1, refresh
     from aloe_intervention.console import run_console
     from aloe_intervention.nodes.console_node import connected
 
-    def read_key() -> str:
-        return sys.stdin.read(1) if select.select([sys.stdin], [], [], 0.0)[0] else ""
+    keyboard = sys.stdin.fileno()  # not by sys.stdin, which would keep keys in a buffer that select does not see
+
+    def read_keys() -> str:
+        return os.read(keyboard, 64).decode("ascii", "ignore") if select.select([keyboard], [], [], 0.0)[0] else ""
 
     before = termios.tcgetattr(sys.stdin)
     try:
@@ -42,7 +45,7 @@ def operate(*, robot: str = "aloha_sim", task: str = "", seed: int = -1, refresh
                 node.spin(refresh)
                 screen.update(node.console.render(time.monotonic()), refresh=True)
 
-            run_console(node.console, read_key, node.do, show, time.monotonic)
+            run_console(node.console, read_keys, node.do, show, time.monotonic)
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
     return 0

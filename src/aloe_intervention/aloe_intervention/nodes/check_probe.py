@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import rclpy
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, JointState
 
 from aloe_core import topics
@@ -20,9 +20,9 @@ from aloe_core.robot import Camera, RobotDescription
 from aloe_intervention.checks import Commanded, Findings, Heard, HeardImages, HeardJoints
 from aloe_msgs.msg import SafetyStatus
 from aloe_robot.control.outputs import command_outputs
+from aloe_robot.nodes.qos import LATCHED
 
 SENSOR = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 DISCOVERY = 1.5  # [s] that DDS gets before the listening begins
 MORE_DISCOVERY = 3.0  # [s] more, as long as something that must be there is not
 

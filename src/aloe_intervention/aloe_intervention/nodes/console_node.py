@@ -13,8 +13,9 @@ from rclpy.node import Node
 from aloe_core import topics
 from aloe_core.robot import RobotDescription
 from aloe_intervention.console import Console
-from aloe_intervention.nodes.episode_calls import LATCHED, EpisodeCalls
+from aloe_intervention.nodes.episode_calls import EpisodeCalls
 from aloe_msgs.msg import ControlState, PolicyStatus, RecorderStatus, SafetyStatus, TaskState, TeleopCommand
+from aloe_robot.nodes.qos import LATCHED
 
 
 class ConsoleNode(Node):

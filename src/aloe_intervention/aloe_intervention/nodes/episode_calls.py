@@ -6,15 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_srvs.srv import Trigger
 
 from aloe_core import topics
 from aloe_core.vocabulary import EventType, Outcome, Termination
 from aloe_msgs.msg import EpisodeEvent
 from aloe_msgs.srv import DiscardEpisode, LabelEpisode, StartEpisode, StopEpisode
-
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+from aloe_robot.nodes.qos import EVENTS
 
 
 class EpisodeCalls:
@@ -28,7 +26,7 @@ class EpisodeCalls:
     def __init__(self, node: Node, tell: Callable[[str, bool], None]) -> None:
         self._tell = tell
         self.event: EpisodeEvent | None = None
-        node.create_subscription(EpisodeEvent, topics.EPISODE_EVENT, self._on_event, LATCHED)
+        node.create_subscription(EpisodeEvent, topics.EPISODE_EVENT, self._on_event, EVENTS)
         self._clients = {
             name: node.create_client(kind, name)
             for kind, name in (

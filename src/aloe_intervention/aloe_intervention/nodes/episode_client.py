@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import rclpy
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 from aloe_core import topics
 from aloe_core.errors import AloeError
@@ -16,8 +15,7 @@ from aloe_core.messages import stamp_to_ns
 from aloe_core.vocabulary import Outcome, Termination
 from aloe_msgs.msg import ControlState, EpisodeEvent, RecorderStatus
 from aloe_msgs.srv import StartEpisode
-
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+from aloe_robot.nodes.qos import EVENTS, LATCHED
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +40,12 @@ class EpisodeClient(Node):
 
     def __init__(self) -> None:
         super().__init__("episode_client")
-        self._event: EpisodeEvent | None = None
+        self._ended: dict[str, EpisodeEvent] = {}  # episode -> the first event that says it is over
         self._recorder: RecorderStatus | None = None
         self._steps = self._interventions = self._human_ticks = 0
         self._first_ns = self._last_ns = 0
         self._running = ""
-        self.create_subscription(EpisodeEvent, topics.EPISODE_EVENT, self._on_event, LATCHED)
+        self.create_subscription(EpisodeEvent, topics.EPISODE_EVENT, self._on_event, EVENTS)
         self.create_subscription(RecorderStatus, topics.RECORDER_STATUS, self._on_recorder, LATCHED)
         self.create_subscription(ControlState, topics.CONTROL_STATE, self._on_control, 50)
         self._start = self.create_client(StartEpisode, topics.START_EPISODE)
@@ -84,7 +82,7 @@ class EpisodeClient(Node):
             AloeError: the episode could not be started, or the graph went silent.
         """
         began = time.monotonic()
-        self._event = None
+        self._ended.clear()
         self._steps = self._interventions = self._human_ticks = self._first_ns = self._last_ns = 0
         request = StartEpisode.Request(task=task, seed=seed, time_limit=time_limit, episode_id=episode_id)
         while True:
@@ -97,20 +95,15 @@ class EpisodeClient(Node):
                 raise AloeError(f"the episode was not started: {response.error_msg}")
         episode = self._running = response.episode_id
 
-        def stopped() -> bool:
-            event = self._event
-            return event is not None and event.episode_id == episode and event.event == EpisodeEvent.STOPPED
-
         def closed() -> bool:
             status = self._recorder
             idle = (RecorderStatus.STATE_IDLE, RecorderStatus.STATE_ERROR)
             return status is not None and status.episode_id == episode and status.state in idle
 
-        self._spin(stopped, timeout_s, f"the end of episode {episode}")
+        self._spin(lambda: episode in self._ended, timeout_s, f"the end of episode {episode}")
         if recorded:
             self._spin(closed, timeout_s, f"the recorder to close the bag of episode {episode}")
-        event, status = self._event, self._recorder
-        assert event is not None
+        event, status = self._ended[episode], self._recorder
         return EpisodeResult(
             episode_id=episode,
             seed=seed,
@@ -138,7 +131,10 @@ class EpisodeClient(Node):
                 )
 
     def _on_event(self, message: EpisodeEvent) -> None:
-        self._event = message
+        if message.event == EpisodeEvent.STARTED:
+            self._ended.pop(message.episode_id, None)  # a start that was refused is tried again under the same name
+        else:
+            self._ended.setdefault(message.episode_id, message)  # a label or a discard comes after the end
 
     def _on_recorder(self, message: RecorderStatus) -> None:
         self._recorder = message

@@ -15,7 +15,7 @@ import rclpy
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile
 from rclpy.task import Future
 from std_srvs.srv import SetBool
 
@@ -42,8 +42,9 @@ from aloe_intervention.episodes import EpisodeManager
 from aloe_msgs.msg import ControlState, EpisodeEvent, PolicyStatus, RecorderStatus, SafetyStatus, TaskState
 from aloe_msgs.srv import DiscardEpisode, LabelEpisode, ResetSim, StartEpisode, StopEpisode
 from aloe_robot.nodes.lifecycle import ignore_interrupts, until_interrupted
+from aloe_robot.nodes.parameters import declare
+from aloe_robot.nodes.qos import LATCHED
 
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 TICK_PERIOD = 0.05  # [s] wall time
 
 
@@ -52,17 +53,17 @@ class EpisodeNode(Node):
 
     def __init__(self) -> None:
         super().__init__("episode_node")
-        robot = load_robot(self.declare_parameter("robot", "aloha_sim").value)
+        robot = load_robot(declare(self, "robot", "aloha_sim"))
         config = EpisodeConfig(
-            simulator=self.declare_parameter("simulator", robot.simulator is not None).value,
-            require_recorder=self.declare_parameter("require_recorder", True).value,
-            require_policy=self.declare_parameter("require_policy", False).value,
-            time_limit_s=self.declare_parameter("time_limit", 0.0).value,
-            ready_timeout_s=self.declare_parameter("ready_timeout", 10.0).value,
-            fault_timeout_s=self.declare_parameter("fault_timeout", 5.0).value,
-            operator=self.declare_parameter("operator", "operator").value,
+            simulator=declare(self, "simulator", robot.simulator is not None),
+            require_recorder=declare(self, "require_recorder", True),
+            require_policy=declare(self, "require_policy", False),
+            time_limit_s=declare(self, "time_limit", 0.0),
+            ready_timeout_s=declare(self, "ready_timeout", 10.0),
+            fault_timeout_s=declare(self, "fault_timeout", 5.0),
+            operator=declare(self, "operator", "operator"),
         )
-        store = EpisodeStore(self.declare_parameter("bags", "bags").value)
+        store = EpisodeStore(declare(self, "bags", "bags"))
         self.manager = EpisodeManager(config, store, self._now())
         if self.manager.running_id:
             self.get_logger().warning(

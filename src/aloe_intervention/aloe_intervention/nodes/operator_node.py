@@ -22,12 +22,12 @@ from aloe_core.messages import header_msg, ros_make, stamp_to_ns
 from aloe_core.robot import load_robot
 from aloe_intervention.dead_man import DeadManConfig
 from aloe_intervention.gate import Gate
-from aloe_intervention.nodes.parameters import declare_config
 from aloe_intervention.operator_sim import OperatorConfig, SimulatedOperator
 from aloe_intervention.operators import operator_config
 from aloe_intervention.teleop import Stick, TeleopConfig
 from aloe_msgs.msg import TaskState, TeleopCommand
 from aloe_robot.nodes.lifecycle import ignore_interrupts, until_interrupted
+from aloe_robot.nodes.parameters import declare, declare_config
 from aloe_robot.sim.env import SimEnv
 
 
@@ -40,10 +40,10 @@ class OperatorNode(Node):
 
     def __init__(self) -> None:
         super().__init__("operator_node")
-        self.robot = load_robot(self.declare_parameter("robot", "aloha_sim").value)
-        self.lockstep = self.declare_parameter("lockstep", True).value
-        self.gate = Gate(self.declare_parameter("max_wait", 5.0).value)
-        who = operator_config(self.declare_parameter("operator", "practised").value)
+        self.robot = load_robot(declare(self, "robot", "aloha_sim"))
+        self.lockstep = declare(self, "lockstep", True)
+        self.gate = Gate(declare(self, "max_wait", 5.0))
+        who = operator_config(declare(self, "operator", "practised"))
         self.config = declare_config(self, OperatorConfig, who)
         self.hands = declare_config(self, TeleopConfig), declare_config(self, DeadManConfig)
         self.env: SimEnv | None = None

@@ -5,12 +5,12 @@ Messages are recorded as they came over the wire. Only events and transitions ar
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.clock import Clock, ClockType
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 
 from aloe_core import topics
@@ -27,8 +27,9 @@ from aloe_intervention.recording_audit import TopicReport
 from aloe_intervention.recording_topics import IMAGE_CHOICES, TopicSpec, recorded_topics
 from aloe_msgs.msg import EpisodeEvent, PolicyVersion, RecorderStatus, TopicAudit, Transition
 from aloe_robot.nodes.lifecycle import ManagedNode, run
+from aloe_robot.nodes.parameters import declare
+from aloe_robot.nodes.qos import LATCHED
 
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 STATUS_PERIOD = 1.0  # [s] wall time
 POLL_PERIOD = 0.05  # [s] wall time
 CLOSE_TIMEOUT = 20.0  # [s] that a bag gets to close when the node ends
@@ -39,44 +40,38 @@ class RecorderNode(ManagedNode):
 
     def __init__(self) -> None:
         super().__init__("recorder_node")
-        robot = load_robot(self.declare_parameter("robot", "aloha_sim").value)  # name or YAML file
-        self.declare_parameter("bags", "bags")  # folder of the bags
-        self.declare_parameter("simulator", robot.simulator is not None)  # record the simulator's task state
-        self.declare_parameter("images", "compressed")  # compressed | raw | both | none
-        self.declare_parameter("extra_topics", [""])  # further topics, of any known type
-        self.declare_parameter("min_free_gb", 2.0)  # no episode starts with less; one under way is closed at half of it
-        self.declare_parameter("queue_mb", 256.0)  # that may wait for the disk
-        self.declare_parameter(
-            "settle_timeout", 1.0
-        )  # [s] wall time without news of an episode that has stopped, after which its bag is closed
+        self.robot = load_robot(declare(self, "robot", "aloha_sim"))  # name or YAML file
+        self.bags = Path(declare(self, "bags", "bags")).expanduser()  # folder of the bags
+        self.simulator = declare(self, "simulator", self.robot.simulator is not None)  # record its task state
+        self.images = declare(self, "images", "compressed")  # compressed | raw | both | none
+        self.extra_topics = declare(self, "extra_topics", ("",))  # further topics, of any known type
+        # An episode under way is closed at half of it.
+        self.min_free = round(self._positive("min_free_gb", 2.0) * GIGABYTE)  # [GB] no episode starts with less
+        self.queue_bytes = round(self._positive("queue_mb", 256.0) * 1e6)  # that may wait for the disk
+        self.settle_timeout = self._positive("settle_timeout", 1.0)  # [s] of silence until a stopped bag is closed
+        if self.images not in IMAGE_CHOICES:
+            raise AloeError(f"parameter 'images' is '{self.images}', not one of {', '.join(IMAGE_CHOICES)}")
         self.inlets = RawSubscriptions(self, self._on_message, self._on_lost)
         self.recording: EpisodeRecording | None = None
         self.closing: list[EpisodeRecording] = []
 
-    def _parameter(self, name: str):
-        return self.get_parameter(name).value
+    def _positive(self, name: str, default: float) -> float:
+        value = declare(self, name, default)
+        if not 0 < value < math.inf:
+            raise AloeError(f"parameter '{name}' is {value}; it must be positive")
+        return value
 
     # -- life cycle --
 
     def configure(self) -> None:
-        self.robot = load_robot(self._parameter("robot"))
-        images = self._parameter("images")
-        if images not in IMAGE_CHOICES:
-            raise AloeError(f"parameter 'images' is '{images}', not one of {', '.join(IMAGE_CHOICES)}")
-        for name in ("min_free_gb", "queue_mb", "settle_timeout"):
-            if not self._parameter(name) > 0:
-                raise AloeError(f"parameter '{name}' is {self._parameter(name)}; it must be positive")
-        self.bags = Path(self._parameter("bags")).expanduser()
         try:
             self.bags.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise AloeError(f"cannot make the bags folder {self.bags}: {error.strerror}") from None
-        self.min_free = round(self._parameter("min_free_gb") * GIGABYTE)
         self.specs = {
-            self.resolve_topic_name(s.name): s
-            for s in recorded_topics(self.robot, self._parameter("simulator"), images)
+            self.resolve_topic_name(s.name): s for s in recorded_topics(self.robot, self.simulator, self.images)
         }
-        self.undiscovered = {self.resolve_topic_name(t) for t in self._parameter("extra_topics") if t} - set(self.specs)
+        self.undiscovered = {self.resolve_topic_name(t) for t in self.extra_topics if t} - set(self.specs)
         self.joint_states = self.resolve_topic_name(self.robot.joint_states_topic)
         self.events = self.resolve_topic_name(topics.EPISODE_EVENT)
         self.safety = self.resolve_topic_name(topics.SAFETY_STATUS)
@@ -140,8 +135,10 @@ class RecorderNode(ManagedNode):
     def _on_event(self, event: EpisodeEvent, published_ns: int) -> None:
         if event.event == EpisodeEvent.STARTED:
             self._start(event)
-        elif event.event == EpisodeEvent.STOPPED and event.episode_id == self.episode_id:
-            self._stop(event, published_ns)
+        elif event.episode_id == self.episode_id and (
+            event.event == EpisodeEvent.STOPPED or self.recording is not None
+        ):
+            self._stop(event, published_ns)  # labelled and discarded is only what is over
 
     def _on_lost(self, topic: str, count: int) -> None:
         if self.recording is not None:
@@ -153,7 +150,8 @@ class RecorderNode(ManagedNode):
         if self.recording is not None:
             if event.episode_id == self.episode_id:
                 return  # announced again after a restart of episode_node
-            self._close(f"episode '{event.episode_id}' started before this one was stopped")
+            stopped = self.recording.stopped
+            self._close("" if stopped else f"episode '{event.episode_id}' started before this one was stopped")
         self.episode_id, self.last, self.low_space = event.episode_id, None, ""
         self.told.clear()
         self.hears = False
@@ -169,8 +167,8 @@ class RecorderNode(ManagedNode):
                 self._info(event),
                 self.inlets.topics,
                 self.joint_states,
-                queue_bytes=round(self._parameter("queue_mb") * 1e6),
-                settle_s=self._parameter("settle_timeout"),
+                queue_bytes=self.queue_bytes,
+                settle_s=self.settle_timeout,
             )
         except AloeError as error:
             self.get_logger().error(f"episode '{event.episode_id}' is not recorded: {error}")

@@ -1,6 +1,7 @@
 """One SpaceMouse per arm as `{arm}/spacenav/twist` and `{arm}/spacenav/joy`, like the standard spacenav node.
 
-While a device is away nothing is published for its arm, so that everything downstream sees it go silent; it is found again without a restart.
+While a device is away, or deflected without reporting, nothing is published for its arm, so that everything downstream sees it go silent. It is found again
+without a restart.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from aloe_core import topics
 from aloe_core.errors import AloeError
 from aloe_core.robot import load_robot
 from aloe_intervention.hidraw import open_spacemouse
-from aloe_intervention.nodes.parameters import declare_config
 from aloe_intervention.spacemouse import AxisConfig, SpaceMouse
 from aloe_robot.nodes.lifecycle import ManagedNode, run
+from aloe_robot.nodes.parameters import declare, declare_config
 
 
 class SpaceMouseNode(ManagedNode):
@@ -30,19 +31,19 @@ class SpaceMouseNode(ManagedNode):
 
     def __init__(self) -> None:
         super().__init__("spacemouse_node")
-        robot = load_robot(self.declare_parameter("robot", "aloha_sim").value)
-        arms = list(self.declare_parameter("arms", list(robot.arm_names)).value)
+        robot = load_robot(declare(self, "robot", "aloha_sim"))
+        arms = declare(self, "arms", robot.arm_names)
         if unknown := sorted(set(arms) - set(robot.arm_names)):
             raise AloeError(
                 f"parameter 'arms': robot '{robot.name}' has no arm '{unknown[0]}'; arms: {', '.join(robot.arm_names)}"
             )
-        self._wanted = {arm: self.declare_parameter(f"{arm}.device", "").value for arm in arms}
+        self._wanted = {arm: declare(self, f"{arm}.device", "") for arm in arms}
         if len(set(self._wanted.values())) < len(arms) or (len(arms) > 1 and "" in self._wanted.values()):
             raise AloeError(
                 "with several arms each needs its own SpaceMouse: give the parameter '<arm>.device' "
                 f"for each of {', '.join(arms)}, or name the one arm that has one in 'arms'"
             )
-        self._rate = float(self.declare_parameter("rate", 100.0).value)
+        self._rate = declare(self, "rate", 100.0)
         if not 0 < self._rate <= 1000:
             raise AloeError(f"parameter 'rate': {self._rate} Hz is not in (0, 1000]")
         self._axes = declare_config(self, AxisConfig)
@@ -87,7 +88,7 @@ class SpaceMouseNode(ManagedNode):
             self._twists[arm].publish(Twist(linear=Vector3(x=x, y=y, z=z), angular=Vector3(x=roll, y=pitch, z=yaw)))
 
     def _report(self) -> None:
-        away = [f"{arm}: {mouse.problem}" for arm, mouse in self._mice.items() if not mouse.connected]
+        away = [f"{arm}: {mouse.problem}" for arm, mouse in self._mice.items() if mouse.problem]
         values = {}
         for arm, mouse in self._mice.items():
             values |= {f"{arm}.reports": mouse.reports, f"{arm}.connections": mouse.connections}

@@ -1,4 +1,4 @@
-"""SpaceMouse to joint targets: one `TeleopCommand` per arm for every joint state, stamped as the joint state is.
+"""SpaceMouse to joint targets: one `TeleopCommand` per arm for every joint state, stamped as the joint state is, or with the time where it has no stamp.
 
 On hardware the newest stick counts. With `lockstep` (simulation with `operator_node`) a joint state of time t is answered with the sticks of time t,
 taken from `Joy`, whose stamp tells: the result then does not depend on when messages arrive.
@@ -27,11 +27,12 @@ from aloe_intervention.dead_man import DeadManConfig
 from aloe_intervention.episode_buttons import EpisodeButtons, EpisodeButtonsConfig
 from aloe_intervention.gate import Gate
 from aloe_intervention.kinematics import arm_kinematics
-from aloe_intervention.nodes.episode_calls import LATCHED, EpisodeCalls
-from aloe_intervention.nodes.parameters import declare_config
+from aloe_intervention.nodes.episode_calls import EpisodeCalls
 from aloe_intervention.teleop import Stick, TeleopConfig, Teleoperator
 from aloe_msgs.msg import ControlState, EpisodeEvent, TeleopCommand
 from aloe_robot.nodes.lifecycle import ignore_interrupts, until_interrupted
+from aloe_robot.nodes.parameters import declare, declare_config
+from aloe_robot.nodes.qos import EVENTS
 
 WATCH_PERIOD = 0.2  # [s] wall time between looks at other publishers, and at a partner in lockstep that is gone
 
@@ -41,11 +42,11 @@ class TeleopNode(Node):
 
     def __init__(self) -> None:
         super().__init__("teleop_node")
-        spec = self.declare_parameter("robot", "aloha_sim").value
+        spec = declare(self, "robot", "aloha_sim")
         self.robot = load_robot(spec)
         folder = Path(spec).parent if Path(spec).suffix else robot_folder()
-        self.lockstep = self.declare_parameter("lockstep", False).value
-        self.gate = Gate(self.declare_parameter("max_wait", 5.0).value)
+        self.lockstep = declare(self, "lockstep", False)
+        self.gate = Gate(declare(self, "max_wait", 5.0))
         config, dead_man = declare_config(self, TeleopConfig), declare_config(self, DeadManConfig)
         self.arms = {
             arm.name: Teleoperator(arm, arm_kinematics(self.robot, arm.name, folder), config, dead_man)
@@ -73,7 +74,7 @@ class TeleopNode(Node):
             if not self.lockstep:
                 self.create_subscription(Twist, topics.SPACENAV_TWIST.format(arm=arm), partial(self._on_twist, arm), 10)
         self.create_subscription(JointState, self.robot.joint_states_topic, self._on_joint_state, 10)
-        self.create_subscription(EpisodeEvent, topics.EPISODE_EVENT, self._on_event, LATCHED)
+        self.create_subscription(EpisodeEvent, topics.EPISODE_EVENT, self._on_event, EVENTS)
         self.create_subscription(ControlState, topics.CONTROL_STATE, self._on_control, 10)
         buttons = declare_config(self, EpisodeButtonsConfig)
         self.episode_buttons = {arm: EpisodeButtons(buttons) for arm in self.arms}
@@ -145,7 +146,8 @@ class TeleopNode(Node):
         """Answers the newest joint state, in lockstep when the sticks of its time and the state of the tick before have come."""
         if self.pending is None:
             return
-        stamp = stamp_to_ns(self.pending.header.stamp)
+        # A driver that does not stamp its joint states is answered with the time they are used at.
+        stamp = stamp_to_ns(self.pending.header.stamp) or self.get_clock().now().nanoseconds
         if self.lockstep:
             sticks = [s for s in self.sticks.values() if s is not None and s.stamp_ns >= stamp]
             # Whoever takes over now begins with the gripper as it was commanded in the tick before.
@@ -161,9 +163,8 @@ class TeleopNode(Node):
                 seen.add(self.index[name])
         measured = self.robot.from_device(self.device)
         for arm, span in self.spans.items():
-            soon = (
-                stamp - self.stepped_ns[arm] < self.robot.control_dt_ns // 2
-            )  # joint states may come faster than ticks
+            # Joint states may come faster than ticks; one from before the last is of a clock that has begun anew.
+            soon = 0 <= stamp - self.stepped_ns[arm] < self.robot.control_dt_ns // 2
             if not seen.isdisjoint(range(span.start, span.stop)) and (self.lockstep or not soon):
                 self._command(arm, stamp, measured[span])
 
