@@ -41,7 +41,7 @@ from aloe_intervention.episode_types import (
 from aloe_intervention.episodes import EpisodeManager
 from aloe_msgs.msg import ControlState, EpisodeEvent, PolicyStatus, RecorderStatus, SafetyStatus, TaskState
 from aloe_msgs.srv import DiscardEpisode, LabelEpisode, ResetSim, StartEpisode, StopEpisode
-from aloe_robot.nodes.lifecycle import ignore_interrupts, until_interrupted
+from aloe_robot.nodes.lifecycle import ignore_interrupts, shut_down, until_interrupted
 from aloe_robot.nodes.parameters import declare
 from aloe_robot.nodes.qos import LATCHED
 
@@ -300,7 +300,7 @@ def main() -> None:
         ignore_interrupts()
         if node is not None:
             node.destroy_node()
-        rclpy.try_shutdown()
+        shut_down()
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from aloe_intervention.operator_sim import OperatorConfig, SimulatedOperator
 from aloe_intervention.operators import operator_config
 from aloe_intervention.teleop import Stick, TeleopConfig
 from aloe_msgs.msg import TaskState, TeleopCommand
-from aloe_robot.nodes.lifecycle import ignore_interrupts, until_interrupted
+from aloe_robot.nodes.lifecycle import ignore_interrupts, shut_down, until_interrupted
 from aloe_robot.nodes.parameters import declare, declare_config
 from aloe_robot.sim.env import SimEnv
 
@@ -126,7 +126,7 @@ def main() -> None:
         raise SystemExit(1) from None
     finally:
         ignore_interrupts()
-        rclpy.try_shutdown()
+        shut_down()
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from aloe_intervention.kinematics import arm_kinematics
 from aloe_intervention.nodes.episode_calls import EpisodeCalls
 from aloe_intervention.teleop import Stick, TeleopConfig, Teleoperator
 from aloe_msgs.msg import ControlState, EpisodeEvent, TeleopCommand
-from aloe_robot.nodes.lifecycle import ignore_interrupts, until_interrupted
+from aloe_robot.nodes.lifecycle import ignore_interrupts, shut_down, until_interrupted
 from aloe_robot.nodes.parameters import declare, declare_config
 from aloe_robot.nodes.qos import EVENTS
 
@@ -209,7 +209,7 @@ def main() -> None:
         raise SystemExit(1) from None
     finally:
         ignore_interrupts()
-        rclpy.try_shutdown()
+        shut_down()
 
 
 if __name__ == "__main__":

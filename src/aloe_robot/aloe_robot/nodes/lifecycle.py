@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -120,8 +122,23 @@ def until_interrupted() -> Iterator[None]:
             raise
 
 
+def shut_down() -> None:
+    """Ends ROS in this process; rclpy's signal handler may be about it at this very moment."""
+    with suppress(RCLError):
+        rclpy.try_shutdown()
+
+
 def run(make_node: Callable[[], ManagedNode]) -> None:
     """`main` of a managed node: spins it until SIGINT or SIGTERM; exit code 1 and one sentence when it cannot start."""
+    try:
+        _run(make_node)
+    except SystemExit as end:
+        _leave(end.code)
+        raise
+    _leave(0)
+
+
+def _run(make_node: Callable[[], ManagedNode]) -> None:
     rclpy.init()
     node: ManagedNode | None = None
     try:
@@ -142,4 +159,12 @@ def run(make_node: Callable[[], ManagedNode]) -> None:
         if node is not None:
             node.shutdown()
             node.destroy_node()
-        rclpy.try_shutdown()
+        shut_down()
+
+
+def _leave(code: object) -> None:
+    """Ends the process here if torch is loaded, with all of ours done: its own finalisers crash the interpreter's end now and then (2.13, `_del_library`)."""
+    if "torch" in sys.modules and isinstance(code, int):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

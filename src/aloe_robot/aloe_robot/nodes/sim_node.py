@@ -27,7 +27,7 @@ from aloe_core.robot import Camera, load_robot
 from aloe_core.vocabulary import Outcome
 from aloe_msgs.msg import ControlState, EpisodeEvent, TaskState
 from aloe_msgs.srv import ResetSim
-from aloe_robot.nodes.lifecycle import ignore_interrupts, until_interrupted
+from aloe_robot.nodes.lifecycle import ignore_interrupts, shut_down, until_interrupted
 from aloe_robot.nodes.parameters import declare
 from aloe_robot.nodes.qos import EVENTS
 from aloe_robot.sim.env import SimEnv
@@ -266,7 +266,7 @@ def main() -> None:
         if node is not None:
             node.env.close()
             node.destroy_node()
-        rclpy.try_shutdown()
+        shut_down()
 
 
 if __name__ == "__main__":
