@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.clock import Clock, ClockType
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, JointState
 
 from aloe_core import topics
@@ -23,8 +23,8 @@ from aloe_critic.scoring import ChunkScorer
 from aloe_msgs.msg import ActionChunk as ActionChunkMsg
 from aloe_msgs.msg import CriticValue, EpisodeEvent, PolicyVersion, TaskState
 from aloe_robot.nodes.lifecycle import ManagedNode, run
+from aloe_robot.nodes.qos import LATCHED
 
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 IMAGES = QoSProfile(depth=2, reliability=ReliabilityPolicy.BEST_EFFORT)
 LOOK_PERIOD = 0.02  # [s] wall time between looks at chunks whose observation was not complete
 
@@ -109,7 +109,10 @@ class CriticNode(ManagedNode):
         )
 
         def on_joints(message: JointState) -> None:
-            builder.add_joint_state(stamp_to_ns(message.header.stamp), message.name, message.position)
+            try:
+                builder.add_joint_state(stamp_to_ns(message.header.stamp), message.name, message.position)
+            except AloeError as error:
+                self.get_logger().warning(str(error), throttle_duration_sec=1.0)
 
         def on_image(message: CompressedImage, camera: str) -> None:
             builder.add_image(camera, stamp_to_ns(message.header.stamp), bytes(message.data))

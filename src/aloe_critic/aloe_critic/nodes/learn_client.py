@@ -10,14 +10,12 @@ import rclpy
 from action_msgs.msg import GoalStatus
 from rclpy.action import ActionClient
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 from aloe_core import topics
 from aloe_core.errors import AloeError
 from aloe_msgs.action import ImprovePolicy
 from aloe_msgs.msg import PolicyStatus
-
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+from aloe_robot.nodes.qos import LATCHED
 
 
 @dataclass(frozen=True, slots=True)

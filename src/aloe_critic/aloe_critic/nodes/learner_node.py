@@ -16,7 +16,6 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.clock import Clock, ClockType
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.task import Future
 
 from aloe_core import topics
@@ -29,8 +28,8 @@ from aloe_critic.learner import Cancelled, Diverged, Progress
 from aloe_msgs.action import ImprovePolicy
 from aloe_msgs.msg import PolicyVersion, RecorderStatus
 from aloe_robot.nodes.lifecycle import ManagedNode, run
+from aloe_robot.nodes.qos import LATCHED
 
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 FEEDBACK_EVERY = 20  # steps
 STAGES = {
     "table": ImprovePolicy.Feedback.STAGE_CRITIC,

@@ -14,7 +14,7 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.clock import Clock, ClockType
 from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, JointState
 
 from aloe_core import topics
@@ -28,8 +28,8 @@ from aloe_msgs.msg import ActionChunk as ActionChunkMsg
 from aloe_msgs.msg import ChunkRequest, PolicyStatus, PolicyVersion, TaskState
 from aloe_policy.inference import ChunkJob, InferenceWorker, PolicyOffer
 from aloe_robot.nodes.lifecycle import ManagedNode, RCLError, run
+from aloe_robot.nodes.qos import LATCHED
 
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 IMAGES = QoSProfile(depth=2, reliability=ReliabilityPolicy.BEST_EFFORT)
 LOOK_PERIOD = 0.02  # [s] wall time between looks at requests that have waited too long
 REPORT_PERIOD = 1.0  # [s]

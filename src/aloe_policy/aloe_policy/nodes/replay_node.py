@@ -30,8 +30,8 @@ from aloe_policy.playback import Pace, Playback, Questions
 from aloe_policy.replayed_bag import CHUNK, RECORDED_CHUNK, VALUE, Addition, episode_info, write_replayed
 from aloe_robot.control.config import ControlConfig
 from aloe_robot.nodes.lifecycle import ManagedNode, run
+from aloe_robot.nodes.qos import LATCHED
 
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 ASK_AGAIN_PERIOD = 2.0  # [s] wall time
 SETTLE = 0.5  # [s] wall time for which the number of listeners must not change before the bag begins
 TYPES = {
