@@ -162,15 +162,18 @@ class EpisodeContent:
         return observation
 
     def chunks(self) -> list[ActionChunk]:
-        """Chunks of this episode. A chunk that does not fit the robot was refused on line as well: a problem, no error."""
-        chunks = []
+        """Chunks of this episode, each once: a policy that is asked again says it again. One that does not fit the robot was refused on line as well:
+        a problem, no error."""
+        chunks: dict[tuple[int, int, str], ActionChunk] = {}
         for message in self.chunk_messages:
             if message.episode_id == self.episode_id:
                 try:
-                    chunks.append(chunk_from_msg(message, self.robot))
+                    chunk = chunk_from_msg(message, self.robot)
                 except (AloeError, ValueError) as error:
                     self.problems.append(f"{names.CHUNK}: {error}")
-        return chunks
+                    continue
+                chunks.setdefault((chunk.stamp_ns, chunk.chunk_id, chunk.policy_version), chunk)
+        return list(chunks.values())
 
     def tracks(self, storage: Storage) -> dict[str, CameraTrack]:
         return {name: CameraTrack(storage, topic, type, images) for name, (topic, type, images) in self.images.items()}

@@ -10,12 +10,14 @@ import pytest
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
 from aloe_core import topics as names
+from aloe_core.bag_content import EpisodeContent
 from aloe_core.bag_format import EpisodeInfo, iteration_of
 from aloe_core.bag_labels import Label, append_label, read_labels
 from aloe_core.bag_reader import find_bags, iter_messages, read_episode, read_info
 from aloe_core.bag_writer import BagWriter
+from aloe_core.chunk import ActionChunk
 from aloe_core.errors import AloeError
-from aloe_core.messages import bag_make, compressed_image_msg, header_msg, typestore
+from aloe_core.messages import bag_make, chunk_msg, compressed_image_msg, header_msg, typestore
 from aloe_core.observation import ObservationBuilder
 from aloe_core.robot import RobotDescription, load_robot
 from aloe_core.synthetic import SyntheticEpisode
@@ -575,3 +577,11 @@ def test_a_bag_in_several_files(tmp_path: Path) -> None:
     record = read_episode(tmp_path / "e", ROBOT)
     np.testing.assert_array_equal(record.executed, episode.executed)
     np.testing.assert_allclose(record.image("overhead", 9), episode.grey("overhead", 9), atol=1)
+
+
+def test_a_chunk_that_was_published_twice_is_one_chunk(tmp_path):
+    rows = np.zeros((50, ROBOT.action_dim), np.float32)
+    chunks = [ActionChunk(5, rows, ROBOT.control_dt_ns, number, 1, "p", "e1") for number in (1, 1, 2)]
+    content = EpisodeContent(tmp_path, ROBOT, "e1")
+    content.chunk_messages = [chunk_msg(bag_make, chunk, ROBOT) for chunk in chunks]
+    assert [chunk.chunk_id for chunk in content.chunks()] == [1, 2]
