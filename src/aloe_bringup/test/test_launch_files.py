@@ -88,6 +88,24 @@ def test_arguments_reach_the_nodes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", [SIM, REAL])
+@pytest.mark.parametrize(
+    ("given", "judged_against"),
+    [
+        ({"policy": "runs/bc/policy"}, "runs/bc/policy"),
+        ({"policy": "remote:ws://gpu-box:8000", "critic_policy": "runs/bc/policy"}, "runs/bc/policy"),
+        ({"policy": "none"}, ""),  # until the learner announces one
+        ({"policy": "scripted"}, ""),
+        ({"policy": "remote"}, ""),
+        ({"policy": "runs/bc/policy", "critic_policy": ""}, ""),
+    ],
+)
+def test_the_critic_knows_the_policy_it_judges_against(file: Path, given: dict[str, str], judged_against: str) -> None:
+    critic = parameters(plan(file, {"critic": "runs/learner/001", **given}), "critic_node")
+    assert (critic["critic"], critic["policy"]) == ("runs/learner/001", judged_against)
+    assert "critic_node" not in names(plan(file, given))
+
+
+@pytest.mark.parametrize("file", [SIM, REAL])
 def test_nothing_drives_the_robot_without_control_loop_and_without_owner_of_the_episode(file: Path) -> None:
     nodes = {node.name: node for node in plan(file, {"policy": "flow"})}
     assert all(nodes[name].shutdown_on_exit for name in CORE)

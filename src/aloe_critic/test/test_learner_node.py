@@ -107,6 +107,7 @@ def test_improves_announces_and_judges(graph, start_node):
         "aloe_critic", "critic_node", {"samples": 3}
     )  # finds the policy and its critic by the latched version
     critic.wait_for("judges chunks against policy")
+    assert "no values yet" in critic.output  # said before the version was heard
     joints = graph.create_publisher(JointState, ROBOT.joint_states_topic, 10)
     tasks = graph.create_publisher(TaskState, topics.TASK_STATE, 10)
     chunks = graph.create_publisher(ActionChunk, topics.CHUNK, 10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import threading
 
 import pytest
@@ -109,6 +110,42 @@ def test_running_episode_survives_a_kill(graph, start_node):
     assert discarded.success
     assert graph.event(EpisodeEvent.STOPPED, "e1").termination_reason == EpisodeEvent.TERMINATION_OPERATOR
     assert not (graph.bags / "e1").exists()
+
+
+def test_an_interrupted_run_of_episodes_stops_the_one_under_way(graph, start_node, start_process):
+    start_node("aloe_intervention", "episode_node", parameters(graph))
+    command = [sys.executable, "-m", "aloe_core.cli", "episodes", "--task", "pour", "--seed", "-1", "--count", "2"]
+    for signum, healthy in ((signal.SIGINT, True), (signal.SIGTERM, False)):  # while it runs, while it starts
+        graph.healthy = healthy
+        graph.got["episode/event"].clear()
+        runner = start_process(command, name="aloe episodes")
+        started = graph.wait("episode/event", lambda e: e.event == EpisodeEvent.STARTED)
+        if healthy:
+            graph.call(StartEpisode, "episode/start")  # refused, and by then the first start has been answered
+        assert runner.stop(signum) == 130
+        assert f"stopped episode {started.episode_id}" in runner.lines
+        stopped = graph.event(EpisodeEvent.STOPPED, started.episode_id)
+        assert (stopped.outcome, stopped.termination_reason) == (
+            EpisodeEvent.OUTCOME_UNLABELLED,
+            EpisodeEvent.TERMINATION_OPERATOR,
+        )
+        assert graph.call(StopEpisode, "episode/stop").error_code == StopEpisode.Request.NOT_RUNNING
+
+
+def test_episodes_of_a_robot_in_a_namespace_and_a_start_that_is_refused(graph, start_process):
+    def start(request, response):
+        response.error_code = StartEpisode.Request.ALREADY_RUNNING
+        response.error_msg = f"episode 'e1' is running, not {request.task}"
+        return response
+
+    graph.node.create_service(StartEpisode, "/cell/episode/start", start)
+    command = [sys.executable, "-m", "aloe_core.cli", "episodes", "--task", "pour", "--namespace", "cell"]
+    runner = start_process(command, name="aloe episodes")
+    assert runner.wait() == 1
+    assert runner.lines[-1] == (
+        "aloe: the episode was not started: episode 'e1' is running, not pour; "
+        "stop it with `aloe operate` (key x) or the service episode/stop"
+    )
 
 
 def test_missing_nodes_are_named_while_other_calls_are_served(graph, start_node):

@@ -11,13 +11,20 @@ from typing import Any
 STAGES = {1: "reading bags", 2: "critic", 3: "actor", 4: "saving"}
 
 
-def learn(method: str = "", critic_steps: int = 0, actor_steps: int = 0, json: Path | None = None) -> int:
+def learn(
+    method: str = "",
+    critic_steps: int = 0,
+    actor_steps: int = 0,
+    namespace: str = "/",
+    json: Path | None = None,
+) -> int:
     """Let the learner of the launched robot improve the policy, and wait until the robot runs it.
 
     Args:
         method: as in `aloe improve`; empty: the learner's own.
         critic_steps: 0: the learner's own.
         actor_steps: 0: the learner's own.
+        namespace: namespace of the nodes.
         json: write the result to this file.
     """
     from tqdm import tqdm  # type: ignore[import-untyped]
@@ -37,7 +44,7 @@ def learn(method: str = "", critic_steps: int = 0, actor_steps: int = 0, json: P
                 print(f"{STAGES.get(stage, '')} ...", flush=True)
         bar.update(feedback.step - bar.n)
 
-    done = learn_client.learn(method, critic_steps, actor_steps, show)
+    done = learn_client.learn(method, critic_steps, actor_steps, show, namespace=namespace)
     bar.close()
     if json is not None:
         json.parent.mkdir(parents=True, exist_ok=True)

@@ -57,7 +57,9 @@ class CriticNode(ManagedNode):
         self.robot = load_robot(value("robot"))
         self._max_wait = value("max_wait")
         self._values = self.create_publisher(CriticValue, topics.CRITIC_VALUE, 10)
-        if value("policy"):
+        if value("policy") and not value("policy").startswith(
+            "remote:"
+        ):  # of a policy elsewhere there is nothing to load
             self._load(Path(value("policy")))
 
     def activate(self) -> None:
@@ -69,6 +71,10 @@ class CriticNode(ManagedNode):
             self.create_timer(1.0, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME)),
         ]
         self._watch()
+        if self._scorer is None:
+            self.get_logger().warning(
+                f"no values yet: V(s) is that of a policy; give one (critic_policy:=CHECKPOINT on launch), or it comes on {topics.POLICY_VERSION}"
+            )
 
     def deactivate(self) -> None:
         for entity in [*getattr(self, "_owned", []), *self._sensors]:

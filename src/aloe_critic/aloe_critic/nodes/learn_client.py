@@ -37,6 +37,7 @@ def learn(
     on_feedback: Callable[[ImprovePolicy.Feedback], None],
     ready_timeout_s: float = 30.0,
     reload_timeout_s: float = 30.0,
+    namespace: str = "/",
 ) -> Learned:
     """One improvement in a ROS context of its own; zeros and an empty method leave the choice to the learner's configuration.
 
@@ -44,7 +45,7 @@ def learn(
         AloeError: there is no learner, it failed (with its reason), or the robot did not take the new policy.
     """
     rclpy.init()
-    node = Node("learn_client")
+    node = Node("learn_client", namespace=namespace)
     status: list[PolicyStatus] = []
     try:
         node.create_subscription(PolicyStatus, topics.POLICY_STATUS, lambda m: status.append(m), LATCHED)

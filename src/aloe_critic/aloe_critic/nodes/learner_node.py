@@ -5,7 +5,6 @@ One worker thread owns the store and the training; the executor only hands it jo
 
 from __future__ import annotations
 
-import ctypes
 import queue
 import threading
 import traceback
@@ -27,7 +26,7 @@ from aloe_critic.improvement import ImproveConfig, ImproveResult, NoData
 from aloe_critic.learner import Cancelled, Diverged, Progress
 from aloe_msgs.action import ImprovePolicy
 from aloe_msgs.msg import PolicyVersion, RecorderStatus
-from aloe_robot.nodes.lifecycle import ManagedNode, run
+from aloe_robot.nodes.lifecycle import ManagedNode, give_back, run
 from aloe_robot.nodes.qos import LATCHED
 
 FEEDBACK_EVERY = 20  # steps
@@ -151,7 +150,7 @@ class LearnerNode(ManagedNode):
                 job()
             except Exception:  # whatever it was, the next request has to find somebody who works
                 self.get_logger().fatal(traceback.format_exc())
-            _give_back()
+            give_back()
 
     def _take_in(self, bag: Path) -> None:
         if self._stopping:
@@ -253,13 +252,6 @@ class LearnerNode(ManagedNode):
         )
         message.header.stamp = self.get_clock().now().to_msg()
         self._versions.publish(message)
-
-
-def _give_back() -> None:
-    """Returns to the system what an improvement needed: the C library keeps it otherwise, hundreds of megabytes beside the nodes that drive the robot."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
-    if trim is not None:
-        trim(0)
 
 
 def main() -> None:

@@ -21,17 +21,19 @@ def episodes(
     time_limit: float = 0.0,
     record: bool = True,
     timeout: float = 60.0,
+    namespace: str = "/",
     json: Path | None = None,
 ) -> int:
-    """Run episodes on the launched robot and print how they ended.
+    """Run episodes on the launched robot and print how they ended. Ctrl-C stops the episode under way.
 
     Args:
         count: number of episodes.
         task: name of the task.
         seed: seed of the first episode's reset; the others count up from it. -1 on a real robot.
-        time_limit: robot time [s]; 0 takes the task's own.
+        time_limit: robot time [s]; 0: the task's own; on a real robot none, the episode then ends by the operator only.
         record: wait until the recorder has closed each bag.
         timeout: wall time without a control tick after which it gives up [s].
+        namespace: namespace of the nodes.
         json: write the results to this file.
     """
     from aloe_intervention.nodes.episode_client import run_episodes
@@ -45,7 +47,7 @@ def episodes(
             write_summary(json, summarise(results))
 
     seeds = [seed + number if seed >= 0 else -1 for number in range(count)]
-    run_episodes(seeds, task, time_limit, timeout, record, on_result)
+    run_episodes(seeds, task, time_limit, timeout, record, on_result, namespace)
     print(f"success {success_text(sum(r.outcome == Outcome.SUCCESS for r in results), len(results))}")
     return 0
 

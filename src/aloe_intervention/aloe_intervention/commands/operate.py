@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 
-def operate(*, robot: str = "aloha_sim", task: str = "", seed: int = -1, refresh: float = 0.1) -> int:
+def operate(
+    *, robot: str = "aloha_sim", task: str = "", seed: int = -1, refresh: float = 0.1, namespace: str = "/"
+) -> int:
     """Watch and steer episodes from a terminal: live status, and keys to start, stop, label, discard, reset and stop.
 
     Args:
@@ -11,6 +13,7 @@ def operate(*, robot: str = "aloha_sim", task: str = "", seed: int = -1, refresh
         task: Task that the key `s` starts; by default the one that episode_node was started with.
         seed: Seed of the first episode in simulation, counting up from there; -1: none.
         refresh: Time between two looks at the screen [s].
+        namespace: Namespace of the nodes.
     """
     import os
     import select
@@ -39,7 +42,7 @@ def operate(*, robot: str = "aloha_sim", task: str = "", seed: int = -1, refresh
     before = termios.tcgetattr(sys.stdin)
     try:
         tty.setcbreak(sys.stdin)
-        with connected(description, task, seed) as node, Live(auto_refresh=False) as screen:
+        with connected(description, task, seed, namespace) as node, Live(auto_refresh=False) as screen:
 
             def show() -> None:
                 node.spin(refresh)

@@ -25,10 +25,11 @@ class ConsoleNode(Node):
         robot: whose arms are shown.
         task: started by the key `s`; empty: episode_node's own.
         seed: of the first episode in simulation, counting up; -1: none.
+        namespace: of the nodes it listens to.
     """
 
-    def __init__(self, robot: RobotDescription, task: str, seed: int) -> None:
-        super().__init__("operate")
+    def __init__(self, robot: RobotDescription, task: str, seed: int, namespace: str = "/") -> None:
+        super().__init__("operate", namespace=namespace)
         self.console = Console(rate_hz=robot.control_rate_hz)
         self.calls = EpisodeCalls(self, self.console.tell)
         self._task, self._seed = task, seed
@@ -62,10 +63,10 @@ class ConsoleNode(Node):
 
 
 @contextmanager
-def connected(robot: RobotDescription, task: str, seed: int) -> Iterator[ConsoleNode]:
+def connected(robot: RobotDescription, task: str, seed: int, namespace: str = "/") -> Iterator[ConsoleNode]:
     """A `ConsoleNode` in a graph that it leaves in the end."""
     rclpy.init()
-    node = ConsoleNode(robot, task, seed)
+    node = ConsoleNode(robot, task, seed, namespace)
     try:
         yield node
     finally:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import rclpy
 from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+from rclpy.task import Future
 
 from aloe_core import topics
 from aloe_core.errors import AloeError
 from aloe_core.messages import stamp_to_ns
 from aloe_core.vocabulary import Outcome, Termination
 from aloe_msgs.msg import ControlState, EpisodeEvent, RecorderStatus
-from aloe_msgs.srv import StartEpisode
+from aloe_msgs.srv import StartEpisode, StopEpisode
 from aloe_robot.nodes.qos import EVENTS, LATCHED
+
+STOP_TIMEOUT = 5.0  # [s] wall time that an interrupted run waits for the answer to episode/stop
+BY_HAND = "stop it with `aloe operate` (key x) or the service episode/stop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +44,19 @@ class EpisodeResult:
 class EpisodeClient(Node):
     """Starts episodes and waits for their end. Give it a node of its own; it spins itself."""
 
-    def __init__(self) -> None:
-        super().__init__("episode_client")
+    def __init__(self, namespace: str = "/") -> None:
+        super().__init__("episode_client", namespace=namespace)
         self._ended: dict[str, EpisodeEvent] = {}  # episode -> the first event that says it is over
         self._recorder: RecorderStatus | None = None
         self._steps = self._interventions = self._human_ticks = 0
         self._first_ns = self._last_ns = 0
         self._running = ""
+        self._starting: Future | None = None  # answer to the latest start that was asked for
         self.create_subscription(EpisodeEvent, topics.EPISODE_EVENT, self._on_event, EVENTS)
         self.create_subscription(RecorderStatus, topics.RECORDER_STATUS, self._on_recorder, LATCHED)
         self.create_subscription(ControlState, topics.CONTROL_STATE, self._on_control, 50)
         self._start = self.create_client(StartEpisode, topics.START_EPISODE)
+        self._stop = self.create_client(StopEpisode, topics.STOP_EPISODE)
 
     def wait_until_ready(self, timeout_s: float) -> None:
         """Waits for `episode_node`; raises `AloeError` after `timeout_s` [s] of wall time."""
@@ -82,17 +90,19 @@ class EpisodeClient(Node):
             AloeError: the episode could not be started, or the graph went silent.
         """
         began = time.monotonic()
+        self._running, self._starting = "", None
         self._ended.clear()
         self._steps = self._interventions = self._human_ticks = self._first_ns = self._last_ns = 0
         request = StartEpisode.Request(task=task, seed=seed, time_limit=time_limit, episode_id=episode_id)
         while True:
-            future = self._start.call_async(request)
+            future = self._starting = self._start.call_async(request)
             self._spin(future.done, timeout_s, "episode_node to start the episode")
             response = future.result()
             if response.success:
                 break
             if response.error_code != StartEpisode.Request.NOT_READY or time.monotonic() - began > retry_s:
-                raise AloeError(f"the episode was not started: {response.error_msg}")
+                running = response.error_code == StartEpisode.Request.ALREADY_RUNNING
+                raise AloeError(f"the episode was not started: {response.error_msg}{f'; {BY_HAND}' if running else ''}")
         episode = self._running = response.episode_id
 
         def closed() -> bool:
@@ -117,6 +127,24 @@ class EpisodeClient(Node):
             bag=status.bag_path if recorded and status is not None else "",
             complete=bool(recorded and status is not None and status.complete),
         )
+
+    def stop(self) -> str:
+        """Stops the episode that `run` was interrupted in, unlabelled; what became of it as one sentence, empty if there was none."""
+        if self._starting is None or self._running in self._ended:
+            return ""
+        if not self._running:  # a start that is refused, perhaps because of somebody else's episode, is refused at once
+            rclpy.spin_until_future_complete(self, self._starting, timeout_sec=0.5)
+            if self._starting.done() and not self._starting.result().success:
+                return ""
+        request = StopEpisode.Request(
+            outcome=Outcome.UNLABELLED, termination_reason=Termination.OPERATOR, message="interrupted"
+        )
+        future = self._stop.call_async(request)
+        rclpy.spin_until_future_complete(self, future, timeout_sec=STOP_TIMEOUT)
+        if not future.done():
+            return f"episode {self._running} may still run: episode/stop was not answered within {STOP_TIMEOUT:.0f} s; {BY_HAND}"
+        response = future.result()
+        return f"stopped episode {response.episode_id}" if response.success else response.error_msg
 
     def _spin(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
         """Spins until `done`; the limit counts from the last tick of the control loop."""
@@ -156,14 +184,24 @@ def run_episodes(
     timeout_s: float,
     recorded: bool,
     on_result: Callable[[EpisodeResult], None],
+    namespace: str = "/",
 ) -> None:
-    """Runs one episode per seed in a ROS context of its own; arguments as in `EpisodeClient.run`."""
-    rclpy.init()
-    client = EpisodeClient()
+    """Runs one episode per seed in a ROS context of its own; arguments as in `EpisodeClient.run`.
+
+    SIGINT and SIGTERM stop the episode under way: a robot does not go on when the one who started it is gone.
+    """
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # rclpy's own would leave no graph to call in
+    terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    client = EpisodeClient(namespace)
     try:
         client.wait_until_ready(timeout_s)
         for seed in seeds:
             on_result(client.run(task, seed, time_limit, timeout_s, recorded))
+    except KeyboardInterrupt:
+        if said := client.stop():
+            print(said, flush=True)
+        raise
     finally:
         client.destroy_node()
         rclpy.try_shutdown()
+        signal.signal(signal.SIGTERM, terminate)

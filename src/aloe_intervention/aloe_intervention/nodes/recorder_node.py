@@ -26,7 +26,7 @@ from aloe_intervention.recording import GIGABYTE, EpisodeRecording, Message, Rec
 from aloe_intervention.recording_audit import TopicReport
 from aloe_intervention.recording_topics import IMAGE_CHOICES, TopicSpec, recorded_topics
 from aloe_msgs.msg import EpisodeEvent, PolicyVersion, RecorderStatus, TopicAudit, Transition
-from aloe_robot.nodes.lifecycle import ManagedNode, run
+from aloe_robot.nodes.lifecycle import ManagedNode, give_back, run
 from aloe_robot.nodes.parameters import declare
 from aloe_robot.nodes.qos import LATCHED
 
@@ -234,6 +234,7 @@ class RecorderNode(ManagedNode):
         """Bags that have been closed since the last look."""
         for recording in [r for r in self.closing if r.done]:
             self.closing.remove(recording)
+            give_back()
             audit = recording.audit
             if audit is not None and audit.complete:
                 message = (
