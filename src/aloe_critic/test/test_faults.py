@@ -57,7 +57,7 @@ def test_killed_policy(simulated):
     assert list(simulated.states[-1].mode) == [Mode.HOLD] * 2
     simulated.assert_held()
     assert simulated.stopped() is None
-    assert simulated.recorder.state == RecorderStatus.STATE_RECORDING
+    simulated.until(lambda: simulated.recorder.state == RecorderStatus.STATE_RECORDING, "the recorder records")
 
     simulated.restart("policy_node")
     simulated.until(lambda: Mode.POLICY in list(simulated.states[-1].mode), "the same episode goes on")
@@ -71,6 +71,7 @@ def test_killed_policy(simulated):
 
 def test_killed_recorder(simulated):
     simulated.begin("first", seed=1, time_limit=60.0)
+    simulated.until(lambda: simulated.recorder.episode_id == simulated.episode_id, "the recorder names the bag")
     first = simulated.recorder.bag_path
     simulated.until(lambda: simulated.driven() > 55, "more than the second that may be lost")
     simulated.kill("recorder_node")

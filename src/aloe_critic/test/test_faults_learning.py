@@ -181,7 +181,7 @@ def test_killed_camera(watching):
     assert list(watching.states[-1].mode) == [Mode.HOLD] * 2
     watching.assert_held()
     assert watching.stopped() is None
-    assert watching.recorder.state == RecorderStatus.STATE_RECORDING
+    watching.until(lambda: watching.recorder.state == RecorderStatus.STATE_RECORDING, "the recorder records")
 
     watching.restart("camera_node")
     watching.until(lambda: list(watching.states[-1].mode) == [Mode.POLICY] * 2, "the same episode goes on")

@@ -44,8 +44,13 @@ class Peer:
         self._clients: dict[str, Any] = {}
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
-        self.thread = threading.Thread(target=self.executor.spin, daemon=True)
+        self._closing = False
+        self.thread = threading.Thread(target=self._spin, daemon=True)
         self.thread.start()
+
+    def _spin(self) -> None:
+        while not self._closing:
+            self.executor.spin_once(timeout_sec=0.1)
 
     def listen(self, kind: type, topic: str, qos: QoSProfile | int = LATCHED) -> None:
         self.got[topic] = []
@@ -108,7 +113,8 @@ class Peer:
         return future.result()
 
     def close(self) -> None:
+        self._closing = True  # what a thread waits for must not be destroyed under it
+        self.thread.join()
         self.executor.shutdown()
         self.node.destroy_node()
         self.context.try_shutdown()
-        self.thread.join(5.0)

@@ -125,8 +125,14 @@ def test_from_the_device_file_to_the_arm_with_the_mouse_unplugged_meanwhile(peer
             peer.look("left/teleop/command", lambda m: m.engaged == engaged, timeout=5.0)
             peer.got["left/spacenav/joy"].clear(), peer.got["left/teleop/command"].clear()
             mouse.send(NEITHER)
-            peer.wait("left/spacenav/joy", lambda m: list(m.buttons) == [0, 0])
-            if peer.wait("left/teleop/command", lambda m: m.healthy).engaged == engaged:
+            released = peer.wait("left/spacenav/joy", lambda m: list(m.buttons) == [0, 0])
+            seen_ns = stamp_to_ns(released.header.stamp) + 200_000_000  # by then teleop_node has seen them up
+            if (
+                peer.wait(
+                    "left/teleop/command", lambda m, t=seen_ns: m.healthy and stamp_to_ns(m.header.stamp) > t
+                ).engaged
+                == engaged
+            ):
                 return
         pytest.fail(f"never engaged: {engaged}")
 

@@ -38,8 +38,13 @@ class Listener:
             self.node.create_subscription(kind, topic, lambda m, n=name: self._add(n, m), qos_profile_sensor_data)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
-        self.thread = threading.Thread(target=self.executor.spin, daemon=True)
+        self._closing = False
+        self.thread = threading.Thread(target=self._spin, daemon=True)
         self.thread.start()
+
+    def _spin(self) -> None:
+        while not self._closing:
+            self.executor.spin_once(timeout_sec=0.1)
 
     def _add(self, name: str, message) -> None:
         with self._grew:
@@ -58,10 +63,11 @@ class Listener:
             return result
 
     def close(self) -> None:
+        self._closing = True  # what a thread waits for must not be destroyed under it
+        self.thread.join()
         self.executor.shutdown()
         self.node.destroy_node()
         self.context.try_shutdown()
-        self.thread.join(5.0)
 
 
 @pytest.fixture

@@ -51,6 +51,7 @@ class EpisodeClient(Node):
         self._steps = self._interventions = self._human_ticks = 0
         self._first_ns = self._last_ns = 0
         self._running = ""
+        self._sending = self._interrupted = False
         self._starting: Future | None = None  # answer to the latest start that was asked for
         self.create_subscription(EpisodeEvent, topics.EPISODE_EVENT, self._on_event, EVENTS)
         self.create_subscription(RecorderStatus, topics.RECORDER_STATUS, self._on_recorder, LATCHED)
@@ -95,7 +96,7 @@ class EpisodeClient(Node):
         self._steps = self._interventions = self._human_ticks = self._first_ns = self._last_ns = 0
         request = StartEpisode.Request(task=task, seed=seed, time_limit=time_limit, episode_id=episode_id)
         while True:
-            future = self._starting = self._start.call_async(request)
+            future = self._ask_start(request)
             self._spin(future.done, timeout_s, "episode_node to start the episode")
             response = future.result()
             if response.success:
@@ -127,6 +128,21 @@ class EpisodeClient(Node):
             bag=status.bag_path if recorded and status is not None else "",
             complete=bool(recorded and status is not None and status.complete),
         )
+
+    def _ask_start(self, request: StartEpisode.Request) -> Future:
+        """Sends a start; an interrupt in the middle of that waits, for nobody would know then whose episode is running."""
+        self._sending = True
+        future = self._starting = self._start.call_async(request)
+        self._sending = False
+        if self._interrupted:
+            raise KeyboardInterrupt
+        return future
+
+    def interrupt(self, signum: int, frame: object) -> None:
+        """Handler of SIGINT and SIGTERM."""
+        self._interrupted = True
+        if not self._sending:
+            raise KeyboardInterrupt
 
     def stop(self) -> str:
         """Stops the episode that `run` was interrupted in, unlabelled; what became of it as one sentence, empty if there was none."""
@@ -191,8 +207,8 @@ def run_episodes(
     SIGINT and SIGTERM stop the episode under way: a robot does not go on when the one who started it is gone.
     """
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # rclpy's own would leave no graph to call in
-    terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
     client = EpisodeClient(namespace)
+    before = {signum: signal.signal(signum, client.interrupt) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         client.wait_until_ready(timeout_s)
         for seed in seeds:
@@ -204,4 +220,5 @@ def run_episodes(
     finally:
         client.destroy_node()
         rclpy.try_shutdown()
-        signal.signal(signal.SIGTERM, terminate)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
