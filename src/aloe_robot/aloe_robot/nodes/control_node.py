@@ -9,6 +9,7 @@ as long at most, until the teleoperation command of every arm is that of the tic
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 from rclpy.clock import Clock, ClockType
@@ -83,6 +84,7 @@ class ControlNode(ManagedNode):
         self._joints, self._outputs = JointMerger(robot), command_outputs(robot)
         self._teleop: dict[str, TeleopInput] = {}
         self._open_since: float | None = None  # wall time since when a tick waits for a chunk
+        self._sent: dict[str, Any] = {}  # topic -> command of the last tick
         self._asked: ChunkRequest | None = None  # the newest request,
         self._asked_since = 0.0  # and the wall time at which it was last published
         self._teleop_since: float | None = None  # wall time since when a tick waits for teleoperation
@@ -220,19 +222,25 @@ class ControlNode(ManagedNode):
         if self._open_since is None:
             return
         self._open_since = None
-        result = self._loop.act()
+        result, self._sent = self._loop.act(), {}
         for output, mode in zip(self._outputs, result.state.mode, strict=True):
             human = mode == Mode.HUMAN
             for topic, message in output.send(
                 ros_make, result.state.stamp_ns, result.commanded, human, self._loop.forecast
             ):
-                self._commands[topic].publish(message)
-                self._rivals.sent(topic)
+                self._sent[topic] = message
+        self._send_again()
         self._tell_state(result.state)
         if result.transition is not None:
             self._transitions.publish(transition_msg(ros_make, result.transition, self._robot))
         self._ticks.add(time.monotonic())
         self._tell_safety()
+
+    def _send_again(self) -> None:
+        """Publishes the commands of the last tick."""
+        for topic, message in self._sent.items():
+            self._commands[topic].publish(message)
+            self._rivals.sent(topic)
 
     # What the other nodes say
 
@@ -369,7 +377,8 @@ class ControlNode(ManagedNode):
         """Once a second: safety status and diagnostics."""
         self._tell_safety(always=True)
         waits = time.monotonic() - self._ticks.last > WATCH_PERIOD * LOOKS_PER_REPORT
-        if self._lockstep and waits and self._loop.episode_id:  # on hardware there is a tick or something is wrong
+        if self._lockstep and waits and self._loop.episode_id:  # a simulator that has just started may have missed it
+            self._send_again()
             self._tell_state()
         state, missing = self._loop.state, self._joints.missing
         level, message = verdict(self._loop.safety, missing, self._robot.joint_states_topic, state.episode_id)
