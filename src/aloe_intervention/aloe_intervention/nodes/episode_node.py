@@ -293,6 +293,8 @@ def main() -> None:
         with until_interrupted():
             node = EpisodeNode()
             rclpy.spin(node)
+    except KeyboardInterrupt:  # the second of two, before the first has taken effect
+        pass
     except AloeError as error:
         rclpy.logging.get_logger("episode_node").fatal(str(error))
         raise SystemExit(1) from None

@@ -121,6 +121,8 @@ def main() -> None:
     try:
         with until_interrupted():
             rclpy.spin(OperatorNode())
+    except KeyboardInterrupt:  # the second of two, before the first has taken effect
+        pass
     except AloeError as error:
         rclpy.logging.get_logger("operator_node").fatal(str(error))
         raise SystemExit(1) from None

@@ -204,6 +204,8 @@ def main() -> None:
     try:
         with until_interrupted():
             rclpy.spin(TeleopNode())
+    except KeyboardInterrupt:  # the second of two, before the first has taken effect
+        pass
     except AloeError as error:
         rclpy.logging.get_logger("teleop_node").fatal(str(error))
         raise SystemExit(1) from None

@@ -143,6 +143,8 @@ def run(make_node: Callable[[], ManagedNode]) -> None:
     except SystemExit as end:
         _leave(end.code)
         raise
+    except KeyboardInterrupt:  # the second of two, before the first has taken effect
+        pass
     _leave(0)
 
 

@@ -258,6 +258,8 @@ def main() -> None:
             node = SimNode()
             node.set_parameters([Parameter("use_sim_time", value=False)])  # it makes the time, it does not follow it
             rclpy.spin(node)
+    except KeyboardInterrupt:  # the second of two, before the first has taken effect
+        pass
     except AloeError as error:
         rclpy.logging.get_logger("sim_node").fatal(str(error))
         raise SystemExit(1) from None
