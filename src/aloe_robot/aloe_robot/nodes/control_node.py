@@ -154,8 +154,6 @@ class ControlNode(ManagedNode):
             kind, topic, qos, event_callbacks=PublisherEventCallbacks(use_default_callbacks=False)
         )
 
-    # The tick
-
     def _tick_now(self) -> None:
         """Timer: one tick at this instant, with whatever is there. What can wait comes after it, when the next is farthest."""
         if not self._joints.missing:
@@ -224,11 +222,8 @@ class ControlNode(ManagedNode):
         self._open_since = None
         result, self._sent = self._loop.act(), {}
         for output, mode in zip(self._outputs, result.state.mode, strict=True):
-            human = mode == Mode.HUMAN
-            for topic, message in output.send(
-                ros_make, result.state.stamp_ns, result.commanded, human, self._loop.forecast
-            ):
-                self._sent[topic] = message
+            stamp_ns, human = result.state.stamp_ns, mode == Mode.HUMAN
+            self._sent.update(output.send(ros_make, stamp_ns, result.commanded, human, self._loop.forecast))
         self._send_again()
         self._tell_state(result.state)
         if result.transition is not None:
@@ -300,8 +295,6 @@ class ControlNode(ManagedNode):
         if self._open_since is not None:  # the tick that waited for a chunk is one without an episode now
             self._open_since, self._ticked_ns = None, -1
             self._tick_when_new()
-
-    # Safety
 
     def _emergency_stop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._loop.stop(SafetyReason.EMERGENCY_STOP, "emergency stop by service")
