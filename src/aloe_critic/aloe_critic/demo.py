@@ -150,7 +150,7 @@ class Demo:
         file = self.folder / f"{name}.json"
         self._aloe(
             *("episodes", "--task", self.config.task, "--count", count, "--seed", seed),
-            *("--time-limit", self.config.time_limit, "--json", file),
+            *("--time-limit", self.config.time_limit, "--name", name, "--json", file),
         )
         return dict(json.loads(file.read_text()))
 

@@ -19,7 +19,8 @@ from aloe_critic.critic_file import load_critic
 from aloe_critic.improvement import ImproveConfig
 from aloe_critic.judgement import judge
 from aloe_critic.learner import LearnerConfig
-from aloe_critic.report import read_started, write_report
+from aloe_critic.report import write_report
+from aloe_critic.started import read_started
 from aloe_policy.replay import RewardConfig
 
 ROBOT = rig.ROBOT

@@ -49,7 +49,7 @@ def from_here(
     from aloe_critic.from_here import from_here as search
     from aloe_critic.improve_config import load_config
     from aloe_critic.replay import StoreReplay
-    from aloe_critic.report import read_started, started_replay
+    from aloe_critic.started import read_started, started_replay
     from aloe_policy.replay import ChunkSamples, ReplayStore
     from aloe_policy.trainable import load_trainable
 

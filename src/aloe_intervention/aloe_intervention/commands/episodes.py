@@ -19,6 +19,7 @@ def episodes(
     task: str = "transfer_cube",
     seed: int = 0,
     time_limit: float = 0.0,
+    name: str = "",
     record: bool = True,
     timeout: float = 60.0,
     namespace: str = "/",
@@ -31,6 +32,8 @@ def episodes(
         task: name of the task.
         seed: seed of the first episode's reset; the others count up from it. -1 on a real robot.
         time_limit: robot time [s]; 0: the task's own; on a real robot none, the episode then ends by the operator only.
+        name: episodes and their bags are called NAME-SEED; empty: by time and task. The policy's randomness follows from seed and name: in a simulator
+            in lockstep the same ones give the same episode.
         record: wait until the recorder has closed each bag.
         timeout: wall time without a control tick after which it gives up [s].
         namespace: namespace of the nodes.
@@ -47,7 +50,8 @@ def episodes(
             write_summary(json, summarise(results))
 
     seeds = [seed + number if seed >= 0 else -1 for number in range(count)]
-    run_episodes(seeds, task, time_limit, timeout, record, on_result, namespace)
+    ids = [f"{name}-{seed if seed >= 0 else number}" if name else "" for number, seed in enumerate(seeds)]
+    run_episodes(list(zip(seeds, ids, strict=True)), task, time_limit, timeout, record, on_result, namespace)
     print(f"success {success_text(sum(r.outcome == Outcome.SUCCESS for r in results), len(results))}")
     return 0
 

@@ -95,6 +95,7 @@ class EpisodeClient(Node):
         self._ended.clear()
         self._steps = self._interventions = self._human_ticks = self._first_ns = self._last_ns = 0
         request = StartEpisode.Request(task=task, seed=seed, time_limit=time_limit, episode_id=episode_id)
+        attempt = 1
         while True:
             future = self._ask_start(request)
             self._spin(future.done, timeout_s, "episode_node to start the episode")
@@ -104,6 +105,8 @@ class EpisodeClient(Node):
             if response.error_code != StartEpisode.Request.NOT_READY or time.monotonic() - began > retry_s:
                 running = response.error_code == StartEpisode.Request.ALREADY_RUNNING
                 raise AloeError(f"the episode was not started: {response.error_msg}{f'; {BY_HAND}' if running else ''}")
+            attempt += 1  # a name that was announced is used up
+            request.episode_id = f"{episode_id}-try{attempt}" if episode_id else ""
         episode = self._running = response.episode_id
 
         def closed() -> bool:
@@ -194,7 +197,7 @@ class EpisodeClient(Node):
 
 
 def run_episodes(
-    seeds: Sequence[int],
+    wanted: Sequence[tuple[int, str]],
     task: str,
     time_limit: float,
     timeout_s: float,
@@ -202,7 +205,7 @@ def run_episodes(
     on_result: Callable[[EpisodeResult], None],
     namespace: str = "/",
 ) -> None:
-    """Runs one episode per seed in a ROS context of its own; arguments as in `EpisodeClient.run`.
+    """Runs an episode per (seed, episode id) in a ROS context of its own; arguments as in `EpisodeClient.run`.
 
     SIGINT and SIGTERM stop the episode under way: a robot does not go on when the one who started it is gone.
     """
@@ -211,8 +214,8 @@ def run_episodes(
     before = {signum: signal.signal(signum, client.interrupt) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         client.wait_until_ready(timeout_s)
-        for seed in seeds:
-            on_result(client.run(task, seed, time_limit, timeout_s, recorded))
+        for seed, episode_id in wanted:
+            on_result(client.run(task, seed, time_limit, timeout_s, recorded, episode_id))
     except KeyboardInterrupt:
         if said := client.stop():
             print(said, flush=True)

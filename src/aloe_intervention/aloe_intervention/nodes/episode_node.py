@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import rclpy
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
@@ -41,7 +40,7 @@ from aloe_intervention.episode_types import (
 from aloe_intervention.episodes import EpisodeManager
 from aloe_msgs.msg import ControlState, EpisodeEvent, PolicyStatus, RecorderStatus, SafetyStatus, TaskState
 from aloe_msgs.srv import DiscardEpisode, LabelEpisode, ResetSim, StartEpisode, StopEpisode
-from aloe_robot.nodes.lifecycle import ignore_interrupts, shut_down, until_interrupted
+from aloe_robot.nodes.lifecycle import spin
 from aloe_robot.nodes.parameters import declare
 from aloe_robot.nodes.qos import LATCHED
 
@@ -286,23 +285,8 @@ class EpisodeNode(Node):
 
 
 def main() -> None:
-    """Runs the node until it is interrupted; exit code 1 and one sentence on bad parameters."""
-    rclpy.init()
-    node = None
-    try:
-        with until_interrupted():
-            node = EpisodeNode()
-            rclpy.spin(node)
-    except KeyboardInterrupt:  # the second of two, before the first has taken effect
-        pass
-    except AloeError as error:
-        rclpy.logging.get_logger("episode_node").fatal(str(error))
-        raise SystemExit(1) from None
-    finally:
-        ignore_interrupts()
-        if node is not None:
-            node.destroy_node()
-        shut_down()
+    """Runs the node until it is interrupted."""
+    spin("episode_node", EpisodeNode)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,12 @@ import time
 from functools import partial
 
 import numpy as np
-import rclpy
 from geometry_msgs.msg import Twist, Vector3
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from sensor_msgs.msg import Joy
 
 from aloe_core import topics
-from aloe_core.errors import AloeError
 from aloe_core.messages import header_msg, ros_make, stamp_to_ns
 from aloe_core.robot import load_robot
 from aloe_intervention.dead_man import DeadManConfig
@@ -26,7 +24,7 @@ from aloe_intervention.operator_sim import OperatorConfig, SimulatedOperator
 from aloe_intervention.operators import operator_config
 from aloe_intervention.teleop import Stick, TeleopConfig
 from aloe_msgs.msg import TaskState, TeleopCommand
-from aloe_robot.nodes.lifecycle import ignore_interrupts, shut_down, until_interrupted
+from aloe_robot.nodes.lifecycle import spin
 from aloe_robot.nodes.parameters import declare, declare_config
 from aloe_robot.sim.env import SimEnv
 
@@ -117,18 +115,7 @@ class OperatorNode(Node):
 
 def main() -> None:
     """Runs the node until it is interrupted."""
-    rclpy.init()
-    try:
-        with until_interrupted():
-            rclpy.spin(OperatorNode())
-    except KeyboardInterrupt:  # the second of two, before the first has taken effect
-        pass
-    except AloeError as error:
-        rclpy.logging.get_logger("operator_node").fatal(str(error))
-        raise SystemExit(1) from None
-    finally:
-        ignore_interrupts()
-        shut_down()
+    spin("operator_node", OperatorNode)
 
 
 if __name__ == "__main__":

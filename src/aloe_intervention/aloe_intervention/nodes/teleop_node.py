@@ -12,14 +12,12 @@ from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
-import rclpy
 from geometry_msgs.msg import Twist
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from sensor_msgs.msg import JointState, Joy
 
 from aloe_core import topics
-from aloe_core.errors import AloeError
 from aloe_core.messages import header_msg, ros_make, stamp_to_ns
 from aloe_core.robot import load_robot, robot_folder
 from aloe_core.vocabulary import EventType
@@ -30,7 +28,7 @@ from aloe_intervention.kinematics import arm_kinematics
 from aloe_intervention.nodes.episode_calls import EpisodeCalls
 from aloe_intervention.teleop import Stick, TeleopConfig, Teleoperator
 from aloe_msgs.msg import ControlState, EpisodeEvent, TeleopCommand
-from aloe_robot.nodes.lifecycle import ignore_interrupts, shut_down, until_interrupted
+from aloe_robot.nodes.lifecycle import spin
 from aloe_robot.nodes.parameters import declare, declare_config
 from aloe_robot.nodes.qos import EVENTS
 
@@ -200,18 +198,7 @@ class TeleopNode(Node):
 
 def main() -> None:
     """Runs the node until it is interrupted."""
-    rclpy.init()
-    try:
-        with until_interrupted():
-            rclpy.spin(TeleopNode())
-    except KeyboardInterrupt:  # the second of two, before the first has taken effect
-        pass
-    except AloeError as error:
-        rclpy.logging.get_logger("teleop_node").fatal(str(error))
-        raise SystemExit(1) from None
-    finally:
-        ignore_interrupts()
-        shut_down()
+    spin("teleop_node", TeleopNode)
 
 
 if __name__ == "__main__":

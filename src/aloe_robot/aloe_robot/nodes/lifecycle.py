@@ -15,6 +15,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+from rclpy.node import Node
 
 from aloe_core import topics
 from aloe_core.errors import AloeError
@@ -134,6 +135,26 @@ def shut_down() -> None:
     """Ends ROS in this process; rclpy's signal handler may be about it at this very moment."""
     with suppress(RCLError):
         rclpy.try_shutdown()
+
+
+def spin(name: str, make_node: Callable[[], Node]) -> None:
+    """`main` of a node without a life cycle: spins it until it is interrupted; exit code 1 and one sentence when it cannot start."""
+    rclpy.init()
+    node: Node | None = None
+    try:
+        with until_interrupted():
+            node = make_node()
+            rclpy.spin(node)
+    except KeyboardInterrupt:  # the second of two, before the first has taken effect
+        pass
+    except AloeError as error:
+        rclpy.logging.get_logger(name).fatal(str(error))
+        raise SystemExit(1) from None
+    finally:
+        ignore_interrupts()
+        if node is not None:
+            node.destroy_node()
+        shut_down()
 
 
 def run(make_node: Callable[[], ManagedNode]) -> None:

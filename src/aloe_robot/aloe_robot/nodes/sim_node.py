@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import rclpy
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -27,7 +26,7 @@ from aloe_core.robot import Camera, load_robot
 from aloe_core.vocabulary import Outcome
 from aloe_msgs.msg import ControlState, EpisodeEvent, TaskState
 from aloe_msgs.srv import ResetSim
-from aloe_robot.nodes.lifecycle import ignore_interrupts, shut_down, until_interrupted
+from aloe_robot.nodes.lifecycle import spin
 from aloe_robot.nodes.parameters import declare
 from aloe_robot.nodes.qos import EVENTS
 from aloe_robot.sim.env import SimEnv
@@ -92,10 +91,15 @@ class SimNode(Node):
         self.paced = speed > 0
         if self.paced:
             self.create_timer(self.robot.control_dt_ns / NANOSECONDS / speed, self._pace, clock=wall)
+        self.set_parameters([Parameter("use_sim_time", value=False)])  # it makes the time, it does not follow it
         self._publish()
         self.get_logger().info(
             f"simulating task '{task}' with {len(self.cameras)} cameras, {'lockstep' if self.lockstep else 'free running'}"
         )
+
+    def destroy_node(self) -> None:
+        self.env.close()
+        super().destroy_node()
 
     def _make_env(self, task: str) -> SimEnv:
         return SimEnv(task, cameras=tuple(c.name for c in self.cameras), control_hz=round(self.robot.control_rate_hz))
@@ -251,24 +255,7 @@ class SimNode(Node):
 
 def main() -> None:
     """Runs the node until it is interrupted."""
-    rclpy.init()
-    node = None
-    try:
-        with until_interrupted():
-            node = SimNode()
-            node.set_parameters([Parameter("use_sim_time", value=False)])  # it makes the time, it does not follow it
-            rclpy.spin(node)
-    except KeyboardInterrupt:  # the second of two, before the first has taken effect
-        pass
-    except AloeError as error:
-        rclpy.logging.get_logger("sim_node").fatal(str(error))
-        raise SystemExit(1) from None
-    finally:
-        ignore_interrupts()
-        if node is not None:
-            node.env.close()
-            node.destroy_node()
-        shut_down()
+    spin("sim_node", SimNode)
 
 
 if __name__ == "__main__":
