@@ -23,6 +23,7 @@ from aloe_core.robot import RobotDescription
 from aloe_critic.critic import ChunkCritic, pessimistic, repeat_batch
 from aloe_critic.critic_file import CRITIC_FILE, chunk_critic, load_critic
 from aloe_policy.acting import ActingPolicy
+from aloe_policy.checkpoint import check_replaceable, replace_folder
 from aloe_policy.protocol import SampleBatch, TrainablePolicy, batch_size
 from aloe_policy.trainable import load_trainable
 
@@ -99,6 +100,7 @@ class BestOfN(TrainablePolicy):
         if self._critic_file is None:
             raise AloeError("this best_of_n policy was not made from a critic file and cannot be saved")
         folder = Path(folder)
+        check_replaceable(folder, (POLICY_FILE, CRITIC_FILE, "policy"))
         new = folder.with_name(f".{folder.name}.new-{os.getpid()}")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
@@ -107,8 +109,7 @@ class BestOfN(TrainablePolicy):
         description = {"type": TYPE, "n": self.n, "name": name}
         sha256 = _hash(description, inner, new / CRITIC_FILE)
         (new / POLICY_FILE).write_text(json.dumps({**description, "sha256": sha256}, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        new.rename(folder)
+        replace_folder(folder, new)
         return sha256
 
     @classmethod

@@ -58,9 +58,14 @@ def test_saved_with_its_critic(tmp_path):
     with torch.no_grad():
         batch = {**observed(), "action": chunks[0]}
         assert torch.equal(pessimistic(again.critic, batch), pessimistic(method.critic, batch))
+    assert again.save(tmp_path / "best", "run-1") == sha  # in the place of itself
     (tmp_path / "best" / "critic.safetensors").write_bytes(b"x" + (tmp_path / "critic.safetensors").read_bytes())
     with pytest.raises(AloeError, match="damaged"):
         BestOfN.load(tmp_path / "best", TOY_ROBOT)
+    (tmp_path / "bags" / "e1").mkdir(parents=True)
+    with pytest.raises(AloeError, match="holds 'e1' and is not a checkpoint"):
+        best.save(tmp_path / "bags", "run-1")
+    assert (tmp_path / "bags" / "e1").exists()
 
 
 def test_sizes_must_fit():

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def write_checkpoint(
         AloeError: something else has that name.
     """
     folder = Path(folder)
-    _check_replaceable(folder)
+    check_replaceable(folder)
     tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     data = safetensors.torch.save(tensors)
     description = {
@@ -119,7 +119,7 @@ def write_checkpoint(
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-    _replace(folder, new)
+    replace_folder(folder, new)
     return sha256
 
 
@@ -185,16 +185,16 @@ def check_robot(spec: PolicySpec, robot: RobotDescription, where: str) -> None:
         )
 
 
-def _check_replaceable(folder: Path) -> None:
-    """Raises `AloeError` unless `folder` is free, empty, or holds the files of a checkpoint and nothing else."""
+def check_replaceable(folder: Path, files: Collection[str] = (POLICY_FILE, WEIGHTS_FILE)) -> None:
+    """Raises `AloeError` unless `folder` is free, empty, or holds the `files` of a checkpoint and nothing else."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise AloeError(f"{folder} is not a checkpoint; choose another folder")
-    foreign = sorted(set(os.listdir(folder)) - {POLICY_FILE, WEIGHTS_FILE}) if folder.exists() else []
+    foreign = sorted(set(os.listdir(folder)) - set(files)) if folder.exists() else []
     if foreign:
         raise AloeError(f"{folder} holds '{foreign[0]}' and is not a checkpoint; choose another folder")
 
 
-def _replace(folder: Path, new: Path) -> None:
+def replace_folder(folder: Path, new: Path) -> None:
     """Gives `new` the name `folder`; the folder that had it is removed."""
     if not folder.exists():
         new.rename(folder)

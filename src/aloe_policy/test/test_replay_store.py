@@ -23,6 +23,7 @@ from aloe_core.synthetic import SyntheticEpisode
 from aloe_core.vocabulary import Outcome
 from aloe_policy.replay import ReplayStore, replay_report
 from aloe_policy.replay import decode as decoding
+from aloe_policy.replay.features import update_features
 from aloe_policy.replay.layout import locked
 
 ROBOT = load_robot("aloha_sim")
@@ -384,6 +385,11 @@ def test_features_are_cached_once(tmp_path: Path) -> None:
         store.features("mean.v1")
     store.cache_features("mean.v1", encode)
     assert sum(calls) == 2 * 3
+    assert len(store.features("mean.v1")["overhead"]) == 25
+    # A process that opened the store before the last bag came and is late takes nothing away.
+    update_features(
+        store.root, "mean.v1", {c: store.images[c][:22] for c in CAMERAS}, encode, 4, on_progress=lambda done, total: None
+    )
     assert len(store.features("mean.v1")["overhead"]) == 25
 
     with pytest.raises(AloeError, match="are there for 0 of 25"):

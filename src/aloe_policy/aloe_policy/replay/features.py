@@ -29,12 +29,11 @@ def update_features(
     with locked(root):
         known = read_json(root / FEATURES_FILE) or {}
         entries: dict[str, Any] = known.setdefault(encoder, {})
-        missing = {
-            camera: len(frames) - entries.get(camera, {"frames": 0})["frames"] for camera, frames in images.items()
-        }
-        done, total = 0, sum(missing.values())
+        starts = {camera: entries.get(camera, {"frames": 0})["frames"] for camera in images}
+        # Nothing is missing where another process, which saw more images, was first.
+        done, total = 0, sum(max(len(frames) - starts[camera], 0) for camera, frames in images.items())
         for camera, frames in images.items():
-            start = len(frames) - missing[camera]
+            start = starts[camera]
             shape = tuple(entries[camera]["shape"]) if camera in entries else None
             with open(_file(root, encoder, camera), "ab") as file:
                 if shape is not None:
@@ -60,7 +59,7 @@ def update_features(
                 file.flush()
                 os.fsync(file.fileno())
             if shape is not None:
-                entries[camera] = {"shape": list(shape), "frames": len(frames)}
+                entries[camera] = {"shape": list(shape), "frames": max(len(frames), start)}
         replace_file(root / FEATURES_FILE, json.dumps(known))
 
 
