@@ -49,7 +49,7 @@ def bag_make(type_name: str, **fields: Any) -> Any:
 
 def ros_make(type_name: str, **fields: Any) -> Any:
     """An rclpy message; numeric numpy arrays become the `array.array` that rclpy keeps without copying element by element."""
-    message = _ros_class(type_name)()
+    message = ros_class(type_name)()
     for key, value in fields.items():
         if isinstance(value, np.ndarray):
             value = array(_TYPECODES[value.dtype.str[1:]], np.ascontiguousarray(value).tobytes())
@@ -58,7 +58,8 @@ def ros_make(type_name: str, **fields: Any) -> Any:
 
 
 @cache
-def _ros_class(type_name: str) -> type:
+def ros_class(type_name: str) -> type:
+    """rclpy's class of a type like `sensor_msgs/msg/JointState`. It imports the package: the name must not come from a file unchecked."""
     package, _, name = type_name.split("/")
     return getattr(importlib.import_module(f"{package}.msg"), name)
 

@@ -48,7 +48,9 @@ def node_command(package: str, executable: str) -> list[str]:
     if executable not in scripts:
         raise AloeError(f"package {package!r} has no executable {executable!r}; it has: {', '.join(sorted(scripts))}")
     entry = scripts[executable]
-    return [sys.executable, "-c", f"import sys; from {entry.module} import {entry.attr}; sys.exit({entry.attr}())"]
+    # Without the working directory, in which `-c` looks for modules first: it may hold somebody else's files.
+    start = f"import sys; sys.path[:] = [p for p in sys.path if p]; from {entry.module} import {entry.attr}; sys.exit({entry.attr}())"
+    return [sys.executable, "-c", start]
 
 
 def ros_arguments(

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import textwrap
 import time
@@ -238,6 +239,15 @@ def test_executables_of_an_installed_package_without_ros(monkeypatch: pytest.Mon
         node_command("aloe_core", "alo")
     with pytest.raises(AloeError, match="'no_such_package' is not installed"):
         node_command("no_such_package", "node")
+
+
+def test_nodes_import_nothing_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AMENT_PREFIX_PATH", raising=False)
+    for stranger in ("aloe_core", "yaml"):
+        (tmp_path / f"{stranger}.py").write_text("raise SystemExit('code of a stranger')\n")
+    command = [*node_command("aloe_core", "aloe"), "robot", "show", "aloha_sim"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_ros_arguments_are_yaml_that_rcl_reads() -> None:

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import replay_rig as rig
 import torch
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import get_types_from_msg
 
 from aloe_core import topics
 from aloe_core.bag_messages import iter_messages
 from aloe_core.bag_reader import read_episode
-from aloe_core.messages import stamp_to_ns
+from aloe_core.errors import AloeError
+from aloe_core.messages import stamp_to_ns, typestore
 from aloe_core.policy import load_policy
 from aloe_core.supervisor import node_command
 from aloe_core.supervisor_launchfile import declared_arguments, plan
@@ -48,6 +51,21 @@ def test_only_what_is_looked_at_is_played(tmp_path):
     assert played[topics.EPISODE_EVENT].qos.durability == "transient_local"
     assert {m.topic for m in playback.messages()}.isdisjoint(COMMANDS)
     playback.close()
+
+
+def test_a_bag_does_not_say_what_is_imported(tmp_path):
+    """The class of a message is imported by the name of its type: only those are played that belong on a topic."""
+    store = typestore()
+    stranger = get_types_from_msg("float32 x\n", "stranger/msg/X")
+    store.register(stranger)
+    try:
+        with Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.MCAP) as bag:
+            transforms = bag.add_connection("/tf", "stranger/msg/X", typestore=store)
+            bag.write(transforms, 1, store.serialize_cdr(store.types["stranger/msg/X"](x=1.0), "stranger/msg/X"))
+    finally:
+        store.fielddefs.pop("stranger/msg/X"), store.types.pop("stranger/msg/X")
+    with pytest.raises(AloeError, match="/tf holds stranger/msg/X, only tf2_msgs/msg/TFMessage is played"):
+        Playback(tmp_path / "bag", ROBOT)
 
 
 def test_pace():

@@ -18,7 +18,13 @@ from aloe_core.errors import AloeError
 from aloe_core.robot import RobotDescription
 from aloe_policy.replayed_bag import RECORDED_CHUNK, recorded_qos
 
-SHOWN = (topics.EPISODE_EVENT, topics.CONTROL_STATE, topics.TRANSITION, "/tf", "/tf_static")  # harmless, for displays
+SHOWN = {  # harmless, for displays
+    topics.EPISODE_EVENT: "aloe_msgs/msg/EpisodeEvent",
+    topics.CONTROL_STATE: "aloe_msgs/msg/ControlState",
+    topics.TRANSITION: "aloe_msgs/msg/Transition",
+    "/tf": "tf2_msgs/msg/TFMessage",
+    "/tf_static": "tf2_msgs/msg/TFMessage",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,7 @@ class Playback:
         robot: says which topics are sensors.
 
     Raises:
-        AloeError: no bag there, no joint states in it, or messages of another version.
+        AloeError: no bag there, no joint states in it, messages of another type than belongs under their name, or of another version.
     """
 
     def __init__(self, folder: Path, robot: RobotDescription) -> None:
@@ -49,11 +55,15 @@ class Playback:
         qos = recorded_qos(folder, self._storage)
         where = f"bag {folder}"
         self.topics: dict[str, PlayedTopic] = {}
-        for name, played in _wanted(robot).items():
+        for name, type in _wanted(robot).items():
             topic = resolve(recorded, name, where)
-            if topic is not None and topic.count != 0:
-                check_type(topic, where)
-                self.topics[topic.name] = PlayedTopic(topic.name, played, topic.type, qos.get(topic.name, RELIABLE))
+            if topic is None or topic.count == 0:
+                continue
+            if topic.type != type:
+                raise AloeError(f"{where}: {topic.name} holds {topic.type}, only {type} is played under that name")
+            check_type(topic, where)
+            played = RECORDED_CHUNK if name == topics.CHUNK else name
+            self.topics[topic.name] = PlayedTopic(topic.name, played, type, qos.get(topic.name, RELIABLE))
         self.joint_states = self._found(recorded, robot.joint_states_topic)
         if self.joint_states is None:
             raise AloeError(f"{where}: no joint states on {robot.joint_states_topic}, so no observation can be played")
@@ -75,10 +85,20 @@ class Playback:
 
 
 def _wanted(robot: RobotDescription) -> dict[str, str]:
-    """Name in the bag -> name when played."""
-    cameras = [t for c in robot.cameras for t in (c.compressed_topic, c.raw_topic, c.info_topic)]
-    same = [robot.joint_states_topic, *cameras, topics.TASK_STATE, topics.CHUNK_REQUEST, *SHOWN]
-    return {**{name: name for name in same}, topics.CHUNK: RECORDED_CHUNK}
+    """Name of each topic that is played -> its type."""
+    cameras: dict[str, str] = {}
+    for camera in robot.cameras:
+        cameras[camera.compressed_topic] = "sensor_msgs/msg/CompressedImage"
+        cameras[camera.raw_topic] = "sensor_msgs/msg/Image"
+        cameras[camera.info_topic] = "sensor_msgs/msg/CameraInfo"
+    return {
+        robot.joint_states_topic: "sensor_msgs/msg/JointState",
+        **cameras,
+        topics.TASK_STATE: "aloe_msgs/msg/TaskState",
+        topics.CHUNK_REQUEST: "aloe_msgs/msg/ChunkRequest",
+        topics.CHUNK: "aloe_msgs/msg/ActionChunk",
+        **SHOWN,
+    }
 
 
 @dataclass(slots=True)

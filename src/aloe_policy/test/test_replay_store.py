@@ -388,7 +388,12 @@ def test_features_are_cached_once(tmp_path: Path) -> None:
     assert len(store.features("mean.v1")["overhead"]) == 25
     # A process that opened the store before the last bag came and is late takes nothing away.
     update_features(
-        store.root, "mean.v1", {c: store.images[c][:22] for c in CAMERAS}, encode, 4, on_progress=lambda done, total: None
+        store.root,
+        "mean.v1",
+        {c: store.images[c][:22] for c in CAMERAS},
+        encode,
+        4,
+        on_progress=lambda done, total: None,
     )
     assert len(store.features("mean.v1")["overhead"]) == 25
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -13,6 +12,7 @@ from rclpy.subscription import Subscription
 
 from aloe_core.bag_format import TopicQos
 from aloe_core.errors import AloeError
+from aloe_core.messages import ros_class
 from aloe_intervention.recording_topics import TopicSpec, discovered_topic, matching_qos
 
 Receive = Callable[[str, TopicSpec, bytes, dict], None]  # topic, serialized message, rclpy's message info
@@ -80,9 +80,8 @@ class RawSubscriptions:
 
     def _subscribe(self, topic: str, spec: TopicSpec, qos: TopicQos) -> None:
         latched, reliable = qos.durability == "transient_local", qos.reliability == "reliable"
-        package, _, name = spec.type.split("/")
         subscription = self._node.create_subscription(
-            getattr(importlib.import_module(f"{package}.msg"), name),
+            ros_class(spec.type),
             topic,
             partial(self._receive, topic, spec),
             QoSProfile(

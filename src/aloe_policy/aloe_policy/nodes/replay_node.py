@@ -7,7 +7,6 @@ As fast as they answer (rate 0), a question without an answer is asked again: wh
 
 from __future__ import annotations
 
-import importlib
 import threading
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ from aloe_core import topics
 from aloe_core.bag_format import RawMessage, TopicQos
 from aloe_core.bag_storage import open_storage
 from aloe_core.errors import AloeError
-from aloe_core.messages import header_stamp_ns, ros_make, stamp_to_ns, time_msg
+from aloe_core.messages import header_stamp_ns, ros_class, ros_make, stamp_to_ns, time_msg
 from aloe_core.robot import load_robot
 from aloe_msgs.msg import ActionChunk, ChunkRequest, CriticValue, PolicyStatus
 from aloe_policy.playback import Pace, Playback, Questions
@@ -90,7 +89,7 @@ class ReplayNode(ManagedNode):
         self._questions = Questions(value("every"), self.robot.control_dt_ns, set(self._playback.images))
         self._clock_pub = self.create_publisher(ClockMsg, "/clock", 10)
         self._publishers_of = {
-            t.recorded: self.create_publisher(_message_class(t.type), t.played, _profile(t.qos, value("reliable")))
+            t.recorded: self.create_publisher(ros_class(t.type), t.played, _profile(t.qos, value("reliable")))
             for t in self._playback.topics.values()
         }
         requests = self._playback.requests
@@ -314,11 +313,6 @@ class ReplayNode(ManagedNode):
                 if now > deadline:
                     return missing or "rest: nodes come and go"
                 self._changed.wait(0.05)
-
-
-def _message_class(type_name: str) -> type:
-    package, _, name = type_name.split("/")
-    return getattr(importlib.import_module(f"{package}.msg"), name)
 
 
 def _profile(qos: TopicQos, reliable: bool) -> QoSProfile:
