@@ -18,6 +18,7 @@ from aloe_core.errors import AloeError
 OPEN_TIMEOUT_MS = 3000  # a network stream that does not answer
 READ_TIMEOUT_MS = 2000  # a network stream that went silent
 RATE_WINDOW = 64  # frames over which the rate is measured
+MAX_DOUBLINGS = 64  # of the wait before a lost camera is opened again; without a bound it outgrows a float
 
 
 class Source(Protocol):
@@ -291,7 +292,7 @@ class Capture:
             except Exception as error:  # cv2.error and whatever else a driver throws: without its thread the camera would never come back
                 self._fail(f"the camera failed: {' '.join(str(error).split()) or type(error).__name__}")
             failures = 1 if self._captured > before else failures + 1
-            self._stop.wait(min(self._backoff_s * 2 ** (failures - 1), self._max_backoff_s))
+            self._stop.wait(min(self._backoff_s * 2 ** min(failures - 1, MAX_DOUBLINGS), self._max_backoff_s))
 
     def _read(self, source: Source) -> None:
         first = True

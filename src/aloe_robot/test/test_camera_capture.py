@@ -153,6 +153,20 @@ def test_whatever_a_driver_raises_it_is_opened_again():
     assert (status.captured, status.reconnects, status.connected) == (6, 1, True)
 
 
+def test_a_camera_that_was_gone_for_hours_comes_back():
+    attempts, back = itertools.count(1), threading.Event()
+
+    def open_():
+        if next(attempts) <= 1100:
+            raise AloeError("no such device: cam")
+        return ScriptedDevice(5)
+
+    capture = Capture(open_, lambda: 0, back.set, backoff_s=1e-6, max_backoff_s=1e-5)
+    capture.start()
+    assert back.wait(60)
+    capture.close()
+
+
 def test_a_video_file_that_vanishes_is_found_again(tmp_path):
     path = write_video(tmp_path / "cam.avi", frames=3)
     told: list[str] = []
