@@ -12,6 +12,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from aloe_critic.methods import Method, make_method
 from aloe_critic.replay import StoreReplay, fit_to
 from aloe_policy.protocol import TrainablePolicy
 from aloe_policy.replay import ChunkSamples, IngestReport, ReplayStore, RewardConfig
+from aloe_policy.replay.layout import locked
 from aloe_policy.trainable import load_trainable
 
 CRITIC_ENCODER = "efficientnet_lite0-128"  # of policies that bring none; our choice: the size of `BcConfig.image_size`
@@ -98,13 +100,29 @@ def improve(
         episodes: numbers of the episodes to learn from; None: all.
 
     Raises:
-        AloeError: nothing to learn from, a policy that does not fit, or numbers that diverge; the last good checkpoint is kept.
+        AloeError: nothing to learn from, a policy that does not fit, another process that improves in this run, or numbers that diverge; the last good
+            checkpoint is kept.
     """
+    accelerator = accelerator or Accelerator()
+    busy = f"run {run} is being improved by another process; wait for it, or choose another run"
+    with locked(run, 0.0, busy) if accelerator.is_main_process else nullcontext():
+        return _iteration(run, store, policy_folder, robot, config, on_progress, accelerator, episodes)
+
+
+def _iteration(
+    run: Path,
+    store: ReplayStore,
+    policy_folder: Path | None,
+    robot: RobotDescription,
+    config: ImproveConfig,
+    on_progress: Callable[[Progress], bool | None],
+    accelerator: Accelerator,
+    episodes: Sequence[int] | None,
+) -> ImproveResult:
     number, folder = next_iteration(run)
     before = run / f"{number - 1:03d}"
     policy, parent = load_trainable(policy_folder or newest_policy(run), robot)
     policy.check_trainable()
-    accelerator = accelerator or Accelerator()
     with accelerator.main_process_first():
         replay = _begin(folder, store, policy, parent, config, episodes)
     facts = CriticFacts(
@@ -228,15 +246,16 @@ def newest_policy(run: Path) -> Path:
 
 
 def read_result(folder: Path) -> ImproveResult:
-    """What an iteration came to.
+    """What an iteration came to; its policy and critic are those of `folder`, also after the run was moved or copied.
 
     Raises:
         AloeError: it has not finished, or its result is damaged.
     """
     try:
-        return ImproveResult(**json.loads((folder / RESULT_FILE).read_text()))
+        result = ImproveResult(**json.loads((folder / RESULT_FILE).read_text()))
     except (OSError, json.JSONDecodeError, TypeError) as error:
         raise AloeError(f"{folder} has no readable {RESULT_FILE}: {error}") from None
+    return replace(result, policy=str(folder / POLICY), critic=str(folder / CRITIC_FILE) if result.critic else "")
 
 
 def make_replay(

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,6 +60,36 @@ def test_iterations_follow_each_other(recorded, tmp_path):
     assert (first.episodes, first.successes) == (3, 2)
     assert [improvement.read_result(f) for f in improvement.finished_iterations(run)] == [first, second]
     assert load_policy(second.policy, ROBOT).version == second.version
+
+
+def test_a_run_that_was_moved_is_read_where_it_is_now(recorded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Path("run")
+    made = improvement.improve(run, store_of(recorded, run), recorded / "policy", ROBOT, QUICK)
+    Path("elsewhere").mkdir()
+    run.rename("elsewhere/moved")
+    monkeypatch.chdir("elsewhere")
+    found = improvement.read_result(Path("moved/001"))
+    assert load_policy(found.policy, ROBOT).version == made.version
+    assert Path(found.critic).exists()
+    assert replace(found, policy=made.policy, critic=made.critic) == made
+
+
+def test_two_improvements_of_one_run_do_not_meet(recorded, tmp_path):
+    run = tmp_path / "run"
+    store = store_of(recorded, run)
+    refusals = []
+
+    def another(progress):
+        if progress.stage == "actor" and not refusals:
+            with pytest.raises(AloeError) as refused:
+                improvement.improve(run, store, recorded / "policy", ROBOT, replace(QUICK, method="filtered_bc"))
+            refusals.append(str(refused.value))
+
+    improvement.improve(run, store, recorded / "policy", ROBOT, QUICK, another)
+    assert refusals == [f"run {run} is being improved by another process; wait for it, or choose another run"]
+    assert [f.name for f in sorted(run.glob("[0-9]*"))] == ["001"]
+    assert improvement.improve(run, store, None, ROBOT, QUICK).iteration == 2
 
 
 def test_the_critic_goes_on_from_the_iteration_before(recorded, tmp_path):

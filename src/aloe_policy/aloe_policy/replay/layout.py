@@ -213,14 +213,15 @@ def map_array(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray
 
 
 @contextmanager
-def locked(root: Path, timeout: float = LOCK_SECONDS) -> Iterator[None]:
+def locked(root: Path, timeout: float = LOCK_SECONDS, busy: str = "") -> Iterator[None]:
     """One writer at a time, others wait for it; the lock goes with the process, however it ends.
 
     Args:
         timeout: longest wait [s].
+        busy: what to say after that time; empty: that the store is being written.
 
     Raises:
-        AloeError: another process still writes the store after that time.
+        AloeError: another process still writes there after that time.
     """
     root.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + timeout
@@ -231,6 +232,6 @@ def locked(root: Path, timeout: float = LOCK_SECONDS) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    raise AloeError(f"store {root} is being written by another process") from None
+                    raise AloeError(busy or f"store {root} is being written by another process") from None
             time.sleep(LOCK_POLL_SECONDS)
         yield
