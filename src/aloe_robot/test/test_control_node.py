@@ -2,12 +2,15 @@
 
 import itertools
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 pytest.importorskip("rclpy", reason="needs ROS 2")
 
+import rclpy
 from control_bench import DT, ROBOT, Bench, without_repeats
 from lifecycle_msgs.msg import Transition as LifecycleTransition
 from lifecycle_msgs.srv import ChangeState
@@ -17,8 +20,11 @@ from rcl_interfaces.srv import SetParameters
 from aloe_core import topics
 from aloe_core.chunk import ActionChunk as Chunk
 from aloe_core.messages import chunk_msg, joint_state_msg, ros_make, stamp_to_ns
+from aloe_core.robot import robot_file
+from aloe_core.supervisor import ros_arguments
 from aloe_core.vocabulary import EventType, Mode, Outcome, SafetyReason, SafetyState
 from aloe_msgs.msg import ChunkRequest, EpisodeEvent
+from aloe_robot.nodes.control_node import ControlNode
 
 
 @pytest.fixture
@@ -243,6 +249,33 @@ def test_a_reactivated_node_starts_where_the_arm_is_then(start_node, bench):
     turn(LifecycleTransition.TRANSITION_ACTIVATE)
     bench.spin_until(lambda: commands, "commands again")
     assert commands[0].data[0] == pytest.approx(moved[0])
+
+
+def test_a_trajectory_is_stamped_with_its_tick_however_old_the_joint_states_are(ros_domain, tmp_path: Path):
+    description = yaml.safe_load(robot_file("aloha_sim").read_text())
+    description["arms"][0]["output"] |= {"type": "joint_trajectory", "topic": "/left_arm/joint_trajectory"}
+    file = tmp_path / "trajectories.yaml"
+    file.write_text(yaml.safe_dump(description))
+    rclpy.init(args=ros_arguments(parameters=[{"robot": str(file), "autostart": False}]))
+    node = ControlNode()
+    try:
+        node.configure()
+        sent = {}
+        # The arm is led away by hand, so that commands follow it; its joint states are 30 ms and 10 ms old in turn.
+        led = ROBOT.home + 1.5 * (np.arange(ROBOT.action_dim) == 0)
+        for tick in range(100, 150):
+            now_ns = tick * DT
+            pose, age_ns = led if tick > 100 else ROBOT.home, (30, 10)[tick % 2] * 10**6
+            node._joints.add(now_ns - age_ns, ROBOT.action_names, ROBOT.to_device(pose))
+            node._begin(now_ns)
+            node._finish()
+            if "/left_arm/joint_trajectory" in node._sent:
+                sent[now_ns] = stamp_to_ns(node._sent["/left_arm/joint_trajectory"].header.stamp)
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+    assert len(sent) > 1
+    assert list(sent) == list(sent.values())
 
 
 def test_messages_that_make_no_sense_do_not_end_the_node(start_node, bench):

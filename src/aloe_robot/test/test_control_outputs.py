@@ -64,9 +64,7 @@ class TrajectoryRig(Rig):
     def tick(self, teleop=None):
         result = super().tick(teleop)
         human = result.state.mode[0] == Mode.HUMAN
-        for topic, message in self.output.send(
-            bag_make, result.state.stamp_ns, result.commanded, human, self.loop.forecast
-        ):
+        for topic, message in self.output.send(bag_make, result.now_ns, result.commanded, human, self.loop.forecast):
             if topic == "/left_arm/joint_trajectory":
                 self.sent.append((self.now_tick - 1, message))
         return result

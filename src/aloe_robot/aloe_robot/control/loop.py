@@ -196,7 +196,8 @@ class ControlLoop:
         self._ticks, self._acted_ns = self._ticks + 1, stamp_ns
         state = self.state
         proposal = None if self._row is None else self._row.positions
-        return TickResult(commanded, self._source, proposal, self._requests, transition, state, self._safety.report)
+        report = self._safety.report
+        return TickResult(now_ns, commanded, self._source, proposal, self._requests, transition, state, report)
 
     def tick(
         self,

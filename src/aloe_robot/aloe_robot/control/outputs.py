@@ -77,8 +77,9 @@ class ForwardPosition:
 class JointTrajectory:
     """One multi-point `JointTrajectory` of filtered commands per chunk, for joint_trajectory_controller.
 
-    What will be commanded is known until the running chunk ends, so it is sent at once, and again only when a tick's command differs from it: a new chunk, a
-    release, a stop. Point k is reached (k + 1) control periods after the header's stamp. A gripper topic of its own is commanded every tick.
+    What will be commanded is known until the running chunk ends, so it is sent at once, and again only when a tick's command differs from it: a new
+    chunk, a release, a stop. Point k is reached (k + 1) control periods after the header's stamp, the time of the tick. A gripper topic of its own is
+    commanded every tick.
     """
 
     def __init__(self, robot: RobotDescription, arm: Arm, span: slice) -> None:

@@ -106,6 +106,7 @@ class TickResult:
     """Result of one tick.
 
     Attributes:
+        now_ns: time of the tick; `state.stamp_ns` is that of its observation.
         commanded: float64 `[A]` what goes to the arms: joints [rad], grippers 0..1.
         source: who moved each arm.
         proposal: `[A]` what the policy proposed for this instant, None if it had nothing.
@@ -115,6 +116,7 @@ class TickResult:
         safety: state of the safety filter.
     """
 
+    now_ns: int
     commanded: np.ndarray
     source: tuple[Source, ...]
     proposal: np.ndarray | None

@@ -222,8 +222,8 @@ class ControlNode(ManagedNode):
         self._open_since = None
         result, self._sent = self._loop.act(), {}
         for output, mode in zip(self._outputs, result.state.mode, strict=True):
-            stamp_ns, human = result.state.stamp_ns, mode == Mode.HUMAN
-            self._sent.update(output.send(ros_make, stamp_ns, result.commanded, human, self._loop.forecast))
+            human = mode == Mode.HUMAN
+            self._sent.update(output.send(ros_make, result.now_ns, result.commanded, human, self._loop.forecast))
         self._send_again()
         self._tell_state(result.state)
         if result.transition is not None:
