@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -62,15 +62,16 @@ class ImageEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 `[B, h, w, 3]` RGB -> float32 `[B, N, D]`, the N grid cells row by row."""
-        x = images.permute(0, 3, 1, 2).float()
-        if self.side:
-            x = functional.interpolate(x, (self.side, self.side), mode="area")
-        x = (x - 127) / 128  # the scaling these weights were trained with
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
-        for block in self.blocks:
-            x = block(x)
-        return x.flatten(2).transpose(1, 2).contiguous()
+        """uint8 `[B, h, w, 3]` RGB -> float32 `[B, N, D]`, the N grid cells row by row; in float32 whatever autocast says."""
+        with torch.autocast(images.device.type, enabled=False):  # on the robot the features that training kept
+            x = images.permute(0, 3, 1, 2).float()
+            if self.side:
+                x = functional.interpolate(x, (self.side, self.side), mode="area")
+            x = (x - 127) / 128  # the scaling these weights were trained with
+            x = self.stem(x.contiguous(memory_format=torch.channels_last))
+            for block in self.blocks:
+                x = block(x)
+            return x.flatten(2).transpose(1, 2).contiguous()
 
 
 def grid_shape(name: str, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -126,7 +127,7 @@ def _sentence_encoder() -> tuple:
     return tokenizer, AutoModel.from_pretrained(folder, local_files_only=True).eval()
 
 
-@cache
+@lru_cache(maxsize=256)  # clients of a server choose what is embedded
 def embed(instruction: str) -> np.ndarray:
     """Sentence embedding float32 `[E]` of unit length (all-MiniLM-L6-v2, mean over tokens)."""
     tokenizer, model = _sentence_encoder()

@@ -45,7 +45,7 @@ class FlowConfig:
     encoder: str = "efficientnet_lite0"  # frozen image encoder, see aloe_policy.encoders
     steps: int = 10  # integration steps
     method: Literal["euler", "midpoint"] = "euler"  # how the flow is integrated
-    bf16: bool = False  # run the network in bfloat16 (autocast)
+    bf16: bool = False  # run the network in bfloat16 (autocast); the frozen encoder stays in float32
 
 
 class FlowPolicy(TrainablePolicy):

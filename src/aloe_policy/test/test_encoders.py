@@ -76,3 +76,13 @@ def test_sentences_that_mean_the_same_are_close() -> None:
     assert pick.shape == (384,)
     assert np.linalg.norm(pick) == pytest.approx(1.0, abs=1e-5)
     assert pick @ embed("grasp the red block") > pick @ embed("the weather is nice today") + 0.3
+
+
+def test_features_are_the_same_on_the_robot_as_those_kept_for_training(encoder: ImageEncoder) -> None:
+    image = torch.randint(0, 256, (1, 96, 96, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    kept = {"features": {"top": encoder(image).half()}}  # as `ReplayStore.cache_features` keeps them
+    with torch.autocast("cpu", torch.bfloat16):  # as a policy with `bf16` asks
+        name, device = "efficientnet_lite0", torch.device("cpu")
+        live = batch_features({"images": {"top": image}}, ["top"], name, device)["top"]
+        cached = batch_features(kept, ["top"], name, device)["top"]
+    torch.testing.assert_close(live, cached, atol=1e-4, rtol=2**-10)
