@@ -34,6 +34,7 @@ class CriticFacts:
     robot_hash: str  # RobotDescription.hash
     policy_version: str  # policy whose value it learned; its own improved policy is newer
     encoder: str = ""  # of the image features it looks at; empty: state observations
+    reward_scale: float | None = None  # factor on every reward; None: an older file, which does not say
 
 
 def save_critic(file: Path, method: Method, facts: CriticFacts) -> None:

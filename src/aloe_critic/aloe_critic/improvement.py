@@ -9,6 +9,7 @@ An iteration without `result.json` was interrupted, and is continued. Actor and 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -53,7 +54,7 @@ class ImproveConfig:
     protocol: Protocol = "aloe"  # how interventions are read
     reward: RewardConfig = field(default_factory=RewardConfig)
     critic_horizon: int = 0  # steps of a chunk that the critic judges; 0: all of the policy's chunk
-    backup: int = 0  # steps a chunk is backed up over; 0: the critic's horizon
+    backup: int = 0  # steps a chunk is backed up over, at most the critic's horizon; 0: all of it
     critic: Mapping[str, Any] = field(default_factory=dict)  # fields of `CriticConfig` that differ from `critic.small`
     learner: LearnerConfig = field(default_factory=LearnerConfig)
 
@@ -134,11 +135,12 @@ def _iteration(
         robot_hash=robot.hash,
         policy_version=parent,
         encoder=replay.samples_of.encoder or "",
+        reward_scale=config.reward.scale,
     )
     torch.manual_seed(config.learner.seed + number)
     method = make_method(facts.method, facts.critic, facts.options, facts.return_range)
     method.check_policy(policy)
-    if not _warm_start(method, facts, before / CRITIC_FILE):
+    if not _warm_start(method, facts, before):
         fit_to(method, replay)
     learner_config = replace(config.learner, seed=config.learner.seed + 1000 * number)
     learner = Learner(method, policy, replay, learner_config, folder, accelerator, on_progress)
@@ -274,6 +276,10 @@ def make_replay(
     horizon = config.critic_horizon or spec.horizon
     if not 1 <= horizon <= spec.horizon:
         raise AloeError(f"critic_horizon {horizon} must lie between 1 and the policy's horizon {spec.horizon}")
+    if config.backup > horizon:
+        raise AloeError(
+            f"backup {config.backup} must not be longer than critic_horizon {horizon}: targets would hold rewards of steps that the critic does not see"
+        )
     encoder = _encoder(policy) or None
     samples = ChunkSamples(
         store, spec.horizon, config.reward, config.protocol, config.backup or horizon, episodes, encoder
@@ -347,13 +353,24 @@ def _looks(policy: Path, robot: RobotDescription) -> _Looks:
     return _looks_of[key]
 
 
-def _warm_start(method: Method, facts: CriticFacts, file: Path) -> bool:
-    """Continues from the critic of the iteration before, if there is one of the same method, size and discount."""
-    if not method.learns or not file.exists():
+def _warm_start(method: Method, facts: CriticFacts, before: Path) -> bool:
+    """Continues from the critic of the iteration before, if there is one of the same method and size, for the same returns and features."""
+    if not method.learns or not (before / CRITIC_FILE).exists():
         return False
-    previous, before, _ = load_critic(file)
-    same = lambda f: (f.method, f.critic, f.options, f.gamma)  # noqa: E731
-    if same(before) != same(facts):
+    previous, was, _ = load_critic(before)
+    same = {
+        "method": was.method == facts.method,
+        "critic": was.critic == facts.critic,
+        "options": was.options == facts.options,
+        "reward.gamma": was.gamma == facts.gamma,
+        "reward.reward_scale": was.reward_scale is None
+        or facts.reward_scale is None
+        or math.isclose(was.reward_scale, facts.reward_scale),
+        "encoder": was.encoder == facts.encoder,
+    }
+    if not all(same.values()):
+        differs = ", ".join(key for key, value in same.items() if not value)
+        warnings.warn(f"the critic of {before} was made with other {differs}; the new one starts afresh", stacklevel=4)
         return False
     method.continue_from(previous)
     method.train()

@@ -18,6 +18,7 @@ from aloe_critic.learner import LearnerConfig
 from aloe_policy.checkpoint import PolicySpec
 from aloe_policy.flow import FlowConfig, FlowPolicy
 from aloe_policy.normalisation import Normalisation
+from aloe_policy.replay import RewardConfig
 from aloe_robot.rollout import Lockstep
 
 ROBOT = load_robot("aloha_sim")
@@ -102,6 +103,43 @@ def test_the_critic_goes_on_from_the_iteration_before(recorded, tmp_path):
     second = improvement.improve(run, store, None, ROBOT, still)
     states = [load_critic(r.critic)[0].state_dict() for r in (first, second)]
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize(
+    ("then", "differs"),
+    [
+        ({"reward": RewardConfig(reward_scale=1.0)}, "reward.reward_scale"),
+        ({"reward": RewardConfig(gamma=0.9, reward_scale=0.01)}, "reward.gamma"),
+        ({"options": {"polyak": 0.1}}, "options"),
+    ],
+)
+def test_a_critic_of_other_returns_does_not_go_on(recorded, tmp_path, then, differs):
+    from aloe_critic.critic_file import load_critic
+
+    run = tmp_path / "run"
+    store = store_of(recorded, run)
+    first = improvement.improve(run, store, recorded / "policy", ROBOT, QUICK)
+    still = replace(QUICK, learner=replace(QUICK.learner, critic_steps=0, actor_steps=1))
+    with pytest.warns(UserWarning, match=f"{run}/001 was made with other .*{differs}; the new one starts afresh"):
+        second = improvement.improve(run, store, None, ROBOT, replace(still, **then))
+    weights = [load_critic(result.critic)[0].state_dict()["critic.last.weight"] for result in (first, second)]
+    assert not torch.equal(*weights)
+
+
+def test_a_critic_behind_another_encoder_does_not_go_on(tmp_path):
+    from critic_toys import CRITIC
+
+    from aloe_critic.critic_file import CriticFacts, save_critic
+    from aloe_critic.methods import make_method
+
+    facts = CriticFacts("aloe", CRITIC, {}, (-1.0, 0.0), 0.99, "0", "bc-0", "one", 0.01)
+    method = make_method("aloe", CRITIC)
+    save_critic(tmp_path / "001" / "critic.safetensors", method, facts)
+    with pytest.warns(UserWarning, match="other encoder"):
+        assert not improvement._warm_start(method, replace(facts, encoder="two"), tmp_path / "001")
+    older = replace(facts, reward_scale=None)  # files of before do not say
+    save_critic(tmp_path / "001" / "critic.safetensors", method, older)
+    assert improvement._warm_start(method, facts, tmp_path / "001")
 
 
 def test_an_interrupted_iteration_goes_on_with_the_episodes_it_began_with(recorded, tmp_path):
@@ -195,6 +233,9 @@ def test_bad_input_is_answered_in_one_sentence(recorded, tmp_path):
     only = ImproveConfig(method="filtered_bc", learner=QUICK.learner)
     with pytest.raises(AloeError, match="leaves none of the 50 recorded chunks to learn from"):
         improvement.improve(run, store, recorded / "policy", ROBOT, only)
+    blind = ImproveConfig(critic_horizon=25, backup=26)
+    with pytest.raises(AloeError, match="backup 26 must not be longer than critic_horizon 25"):
+        improvement.improve(tmp_path / "blind", store, recorded / "policy", ROBOT, blind)
     with pytest.raises(AloeError, match="critic_horizon 60 must lie between 1 and the policy's horizon 50"):
         improvement.improve(tmp_path / "long", store, recorded / "policy", ROBOT, ImproveConfig(critic_horizon=60))
     human = ImproveConfig(protocol="hg_dagger", learner=QUICK.learner)
