@@ -295,6 +295,43 @@ def test_a_stop_is_not_reset_while_the_commands_return_from_an_obstacle():
     assert rig.loop.safety.state is SafetyState.OK
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_an_episode_that_starts_while_the_commands_go_to_an_arm_that_was_led_away_lets_them_arrive(stopped):
+    robot = load_robot("bimanual_ur5e")
+    led = robot.home + 1.2 * (np.arange(robot.action_dim) == 1)
+    rig = Rig(robot, rows=lambda request: np.tile(led, (50, 1)))
+
+    def tick() -> np.ndarray:
+        command = rig.tick().commanded
+        rig.measured = led  # by hand
+        return command
+
+    tick()
+    while rig.loop.safety.reason is not SafetyReason.TRACKING_ERROR:
+        tick()
+    commands = [tick() for _ in range(20)]
+    if stopped:
+        rig.loop.stop(SafetyReason.EMERGENCY_STOP, "stop")
+    rig.loop.start_episode("e")
+    ahead = rig.loop.forecast(300)
+    begun = len(rig.results)
+    commands += [tick() for _ in range(100)]
+    assert np.array_equal(commands[20:70], ahead[:50]), "outputs that send trajectories know the way"
+    assert np.allclose(commands[-1], led, atol=1e-6)
+    assert rig.loop.safety.state is (SafetyState.STOPPED if stopped else SafetyState.OK)
+    dt = robot.control_dt_ns / 1e9
+    for order, limit in ((1, robot.max_velocity), (2, robot.max_acceleration), (3, robot.max_jerk)):
+        assert np.all(np.abs(np.diff(commands, order, axis=0)) <= limit * dt**order * (1 + 1e-9))
+    results = rig.results[begun:]
+    none, policy = (Source.NONE,) * 2, (Source.POLICY,) * 2
+    drives = [r.source for r in results].index(policy) if not stopped else len(results)
+    assert [r.source for r in results] == [none] * drives + [policy] * (len(results) - drives)
+    assert np.abs(results[drives - 1].commanded - led).max() <= 0.05, "nobody drives before they are there"
+    assert results[0].state.mode == ((Mode.STOPPED,) * 2 if stopped else (Mode.HOLD,) * 2)
+    if not stopped:
+        assert "the command goes to where it is" in results[0].safety.message
+
+
 def test_a_resumed_episode_counts_on():
     rig = Rig(ROBOT, ramp)
     rig.now_tick = 120

@@ -182,11 +182,11 @@ class ControlLoop:
         if adopted is not None:
             self._requester.adopted(adopted, now_ns)
         target, hold, silent = self._targets(now_ns)
-        driving = bool(self._episode_id)
+        driving, followed = bool(self._episode_id), self._safety.follows
         commanded = self._safety.step(target, hold, measured, now_ns, now_ns - stamp_ns, silent, driving)
         if self._safety.stopped:
             self._fire(Event.STOP)
-        moved = not self._safety.stale(now_ns - stamp_ns)
+        moved = followed and not self._safety.stale(now_ns - stamp_ns)
         self._source = tuple(self._driver(hand) if moved else Source.NONE for hand in self._hands)
         transition = None
         if driving:
@@ -289,7 +289,7 @@ class ControlLoop:
             target, hold = self._safety.rest()
             for hand in hands:
                 row = self.buffer.row(time_ns, hand.fresh_ns) if hand.arbiter.state is ArmState.POLICY else None
-                if row is not None and not self._safety.stopped:
+                if row is not None and self._safety.follows:
                     target[hand.span], hold[hand.span], driven = hand.blend(row.positions[hand.span]), False, True
             commands.append(limiter.step(target, hold).position)
             if not driven and limiter.at_rest:

@@ -5,6 +5,7 @@ this any more" latches: the joints brake inside their limits to a standstill and
 
 Where nobody drives, in a stop or outside an episode, an arm that is farther than `max_tracking_error` from its command gets its way: the command
 goes to where the arm is, inside every limit, and stays there. A collision is then not pushed on, and a hand that moves the arm meets no resistance.
+An episode that starts meanwhile waits until the command has arrived.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class SafetyFilter:
         """Takes a stop back and starts again at the measured pose `[A]`, for the first time or `afresh` with every joint.
 
         Else only joints that stand still farther than ANCHOR_TOLERANCE from their commands start there: motion goes on inside the limits, and a
-        gripper keeps its command, for it may hold something.
+        gripper keeps its command, for it may hold something. Commands on their way to an arm that was moved arrive there first.
 
         Raises:
             AloeError: the pose is not finite, or a joint would start outside its position limits; the latter is also a latched stop.
@@ -75,7 +76,8 @@ class SafetyFilter:
         if moved.any():
             self._limiter.reset(np.where(moved, measured, self._limiter.position))
         self._latched, self._now, self._tracking_lost_ns = None, (SafetyReason.NONE, "", ""), None
-        self._refuge = None
+        if self._limiter.at_rest:
+            self._refuge = None
 
     def _refuse_outside(self, measured: np.ndarray, moved: np.ndarray) -> None:
         """Stops and raises `AloeError` if a joint that starts at its measured position (bool `[A]`) stands outside its limits."""
@@ -107,6 +109,11 @@ class SafetyFilter:
     def retreating(self) -> bool:
         """The commands are on their way to where the arms are."""
         return self._refuge is not None and not self._limiter.at_rest
+
+    @property
+    def follows(self) -> bool:
+        """Whether targets are followed: no stop is latched and the commands are not to go to where the arms are."""
+        return self._latched is None and self._refuge is None
 
     @property
     def command(self) -> np.ndarray:
@@ -203,7 +210,7 @@ class SafetyFilter:
             return
         joint = self._names[worst]
         sentence = f"'{joint}' is {error[worst]:.3f} rad from its command"
-        if driving:
+        if driving and self._refuge is None:
             self.stop(SafetyReason.TRACKING_ERROR, sentence, joint)
         if not self.stale(age_ns):
             self._pushed = (joint, f"{sentence}; the command goes to where it is")
