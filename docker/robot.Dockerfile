@@ -25,6 +25,9 @@ RUN source /opt/ros/jazzy/setup.bash \
 
 COPY docker/robot_entrypoint.bash /usr/local/bin/robot_entrypoint
 
+# For `aloe`; behind the system's own, whose Python is that of `ros2`.
+ENV PATH=$PATH:/opt/aloe/.venv/bin
+
 # Bags, runs, logs and caches are written by whoever runs the container, who need not be known to it.
 ENV HOME=/var/tmp USER=ubuntu ROS_LOG_DIR=/var/tmp/ros
 WORKDIR /data

@@ -51,6 +51,17 @@ def test_installed_packages_exist():
         assert not extra or f'"{extra}": [' in setup
 
 
+def test_the_robot_container_knows_the_command_line():
+    """`docker compose run robot aloe check`: what is no launch file is run as a command."""
+    assert '*) exec "$@"' in (ROOT / "docker/robot_entrypoint.bash").read_text()
+    (path,) = re.findall(r"^ENV PATH=(\S+)$", (ROOT / "docker/robot.Dockerfile").read_text(), re.MULTILINE)
+    environment = path.replace("/opt/aloe/.venv/bin", str(Path(sys.executable).parent)).replace(
+        "$PATH", "/usr/bin:/bin"
+    )
+    result = subprocess.run(["env", f"PATH={environment}", "aloe", "--help"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def test_compose_file_is_whole():
     services = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["services"]
     assert sorted(services) == ["robot", "trainer"]

@@ -112,6 +112,15 @@ def test_nothing_drives_the_robot_without_control_loop_and_without_owner_of_the_
     assert not nodes["policy_node"].shutdown_on_exit
 
 
+@pytest.mark.parametrize(("file", "given"), [(SIM, {"operator": "slow"}), (REAL, {})])
+def test_every_other_node_is_started_again_but_not_for_ever(file: Path, given: dict[str, str]) -> None:
+    for node in plan(file, {"policy": "flow", "teleop": "true", "learner": "true", "critic": "a", **given}):
+        assert node.respawn is not node.shutdown_on_exit, node.name
+        if node.respawn:
+            assert node.respawn_delay >= 3
+            assert 0 < node.respawn_max_retries < 100
+
+
 def test_the_graph_of_a_real_robot_runs_without_hardware(
     ros_domain: int, start_process: Callable, tmp_path: Path
 ) -> None:

@@ -63,6 +63,9 @@ def _help(argv: list[str], commands: dict[str, EntryPoint]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; 0 on success, 1 with one sentence on bad input, 2 for an unknown command."""
+    # Nobody else on the network hears or commands the robot, unless the user says otherwise. For nodes that `ros2 launch` starts their own environment
+    # holds; on one machine LOCALHOST and SUBNET, ROS's default, find each other (ROS 2: Improved Dynamic Discovery), so every command sees those as well.
+    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     argv = list(sys.argv[1:] if argv is None else argv)
     commands = {e.name: e for e in entry_points(group=GROUP)}
     name, rest = find(argv, commands) or ("", argv)

@@ -1,6 +1,7 @@
 """The command `aloe`: finds sub-commands, keeps them lazy, turns mistakes into one sentence."""
 
 import importlib
+import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -94,6 +95,16 @@ def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["say", "lonely"], ["absent"]):
         assert cli.main(command) == 1
         assert "needs the package 'aloe_absent', which is not installed" in capsys.readouterr().err
+
+
+def test_what_aloe_starts_stays_on_this_machine_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    variable = "ROS_AUTOMATIC_DISCOVERY_RANGE"
+    monkeypatch.setenv(variable, "SUBNET")
+    assert cli.main(["greet"]) == 3
+    assert os.environ[variable] == "SUBNET"
+    monkeypatch.delenv(variable)
+    assert cli.main(["greet"]) == 3
+    assert subprocess.check_output(["printenv", variable], text=True) == "LOCALHOST\n"
 
 
 @pytest.mark.parametrize("module", ["rclpy.node", "aloe_msgs.srv"])
