@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aloe_core.errors import AloeError
-from aloe_critic.methods.base import SampleFacts
+from aloe_critic.methods.base import Count, NotNegative, Positive, SampleFacts, Share
 from aloe_policy.protocol import SampleBatch
 
 
@@ -43,6 +43,7 @@ class Replay(Protocol):
 
 
 SourceName = Literal["scripted", "policy", "human"]
+Whole = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -51,32 +52,32 @@ class LearnerConfig:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    critic_steps: int = 1500  # N_Q; not disclosed
-    actor_steps: int = 1500  # N_pi; not disclosed
-    batch_size: int = 256  # per process; paper
-    actor_batch_size: int = 0  # of the actor's steps, for policies too large for `batch_size`; 0: the same
-    critic_lr: float = 3e-4  # peak; paper: 3e-5
-    actor_lr: float = 1e-3  # peak; not disclosed; ours: that of behaviour cloning
-    warmup_steps: int = 100  # paper
-    ema_decay: float = (
+    critic_steps: Whole = 1500  # N_Q; not disclosed
+    actor_steps: Whole = 1500  # N_pi; not disclosed
+    batch_size: Count = 256  # per process; paper
+    actor_batch_size: Whole = 0  # of the actor's steps, for policies too large for `batch_size`; 0: the same
+    critic_lr: Positive = 3e-4  # peak; paper: 3e-5
+    actor_lr: Positive = 1e-3  # peak; not disclosed; ours: that of behaviour cloning
+    warmup_steps: Whole = 100  # paper
+    ema_decay: Share = (
         0.999  # of the actor's weights that are handed out, as in behaviour cloning; ours; 0: the last ones
     )
     hold_at_end: bool = True  # rows after a success teach the actor to stay put; false: they teach nothing; ours
-    weight_decay: float = 1e-4
-    grad_clip: float = 1.0  # paper
-    policy_samples: int = 4  # m of V(s), Eq. 10; not disclosed
-    target_samples: int = 1  # a' per target, Eq. 7; paper: 1
-    source_shares: Mapping[SourceName, float] = field(
+    weight_decay: NotNegative = 1e-4
+    grad_clip: Positive = 1.0  # paper
+    policy_samples: Count = 4  # m of V(s), Eq. 10; not disclosed
+    target_samples: Count = 1  # a' per target, Eq. 7; paper: 1
+    source_shares: Mapping[SourceName, NotNegative] = field(
         default_factory=dict
     )  # of every batch by who drove, e.g. {human: 1, policy: 1}; else by chance
-    cut_share: float = (
+    cut_share: Share = (
         0.5  # of the critic's chunks, cut at a random step and backed up from there; ours, see docs/aloe.md
     )
     presample: bool = True  # draw the policy's chunks once for all states instead of at every step
-    refresh: int = 0  # actor steps after which advantages are judged anew against the policy as it is then; 0: never
-    checkpoint_every: int = 250  # steps
-    log_every: int = 25  # steps
-    seed: int = 0
+    refresh: Whole = 0  # actor steps after which advantages are judged anew against the policy as it is then; 0: never
+    checkpoint_every: Count = 250  # steps
+    log_every: Count = 25  # steps
+    seed: Whole = 0
 
 
 @dataclass(frozen=True)

@@ -53,3 +53,30 @@ def test_a_critic_that_cannot_be_is_named_with_its_file(tmp_path, critic, says):
     file.write_text(f"critic: {critic}\n")
     with pytest.raises(AloeError, match=f"{file}: {says}"):
         load_config(file)
+
+
+@pytest.mark.parametrize(
+    ("learner", "says"),
+    [
+        ("checkpoint_every: 0", "checkpoint_every: Input should be greater than or equal to 1"),
+        ("log_every: 0", "log_every: Input should be greater than or equal to 1"),
+        ("target_samples: 0", "target_samples: Input should be greater than or equal to 1"),
+        ("policy_samples: 0", "policy_samples: Input should be greater than or equal to 1"),
+        ("batch_size: -8", "batch_size: Input should be greater than or equal to 1"),
+        ("actor_batch_size: -8", "actor_batch_size: Input should be greater than or equal to 0"),
+        ("critic_steps: -1", "critic_steps: Input should be greater than or equal to 0"),
+        ("cut_share: 3", "cut_share: Input should be less than or equal to 1"),
+        ("ema_decay: 1.5", "ema_decay: Input should be less than or equal to 1"),
+        ("actor_lr: 0", "actor_lr: Input should be greater than 0"),
+        ("grad_clip: 0", "grad_clip: Input should be greater than 0"),
+        ("weight_decay: -1", "weight_decay: Input should be greater than or equal to 0"),
+        ("refresh: -1", "refresh: Input should be greater than or equal to 0"),
+        ("seed: -1", "seed: Input should be greater than or equal to 0"),
+        ("source_shares: {human: -1}", "source_shares.human: Input should be greater than or equal to 0"),
+    ],
+)
+def test_a_learner_that_cannot_learn_is_named_before_it_starts(tmp_path, learner, says):
+    file = tmp_path / "improve.yaml"
+    file.write_text(f"learner: {{{learner}}}\n")
+    with pytest.raises(AloeError, match=f"{file}: learner.{says}"):
+        load_config(file)
