@@ -26,6 +26,7 @@ setup(
         "rosbags>=0.10,<0.12",
         "mcap>=1.2,<2",
         "opencv-python-headless>=4.10,<6",
+        "matplotlib>=3.7,<4",
         "zstandard>=0.22,<1",
         "lz4>=4.3,<5",
     ],

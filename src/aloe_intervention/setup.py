@@ -23,7 +23,6 @@ setup(
         "aloe_robot==0.1.0",
         "numpy>=1.26,<3",
         "psutil>=5.9,<8",
-        "matplotlib>=3.7,<4",
         "rich>=13,<16",
     ],
     extras_require={

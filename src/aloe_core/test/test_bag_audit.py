@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from test_fragments import EPISODE
 
 from aloe_core.bag_audit import verify
-from aloe_core.bag_format import LATCHED, RELIABLE
+from aloe_core.bag_format import LATCHED, RELIABLE, EpisodeInfo
 from aloe_core.bag_labels import Label, append_label
 from aloe_core.bag_writer import BagWriter
 from aloe_core.cli import main
@@ -16,7 +19,7 @@ from aloe_core.errors import AloeError
 from aloe_core.messages import bag_make, header_msg, typestore
 from aloe_core.robot import load_robot
 from aloe_core.synthetic import SyntheticEpisode
-from aloe_core.vocabulary import Outcome
+from aloe_core.vocabulary import Outcome, Source
 
 ROBOT = load_robot("aloha_sim")
 
@@ -122,13 +125,66 @@ def test_show_command(bag: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bags", "show", str(bag)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "outcome      failure (task, labelled by ada)" in lines
-    rows = [line.split() for line in lines if ".." in line]
-    assert rows == [
-        ["0", "0", "..", "9", "policy"],
-        ["1", "10", "..", "19", "human", "1"],
-        ["2", "20", "..", "49", "policy"],
-    ]
     assert any("/overhead/image_raw/compressed" in line for line in lines)
+
+
+class ByHand(SyntheticEpisode):
+    """The attempt whose fragments `test_fragments.py` works out by hand, with two interventions in its human fragment."""
+
+    def _transition(self, info: EpisodeInfo, t: int) -> Any:
+        number = int(5 <= t < 8) + 2 * int(8 <= t < 11)
+        return replace(super()._transition(info, t), source=EPISODE[t], intervention_id=number)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "rows"),
+    [
+        (
+            "aloe",
+            """
+   start [s]  end [s]     steps  source  intervention  outcome     end        may train
+0       0.00     0.10    0 .. 4  policy  -             failure     terminal   policy, critic
+1       0.10     0.24   5 .. 11  human   1, 2          unlabelled  truncated  policy, critic
+2       0.24     0.32  12 .. 15  policy  -             success     terminal   policy, critic
+""",
+        ),
+        (
+            "hil_serl",
+            """
+   start [s]  end [s]     steps  source  intervention  outcome     end       may train
+0       0.00     0.10    0 .. 4  policy  -             unlabelled  goes on   policy, critic
+1       0.10     0.24   5 .. 11  human   1, 2          unlabelled  goes on   policy, critic
+2       0.24     0.32  12 .. 15  policy  -             success     terminal  policy, critic
+""",
+        ),
+        (
+            "hg_dagger",
+            """
+   start [s]  end [s]     steps  source  intervention  outcome     end        may train
+0       0.00     0.10    0 .. 4  policy  -             unlabelled  truncated  nothing
+1       0.10     0.24   5 .. 11  human   1, 2          unlabelled  truncated  policy
+2       0.24     0.32  12 .. 15  policy  -             success     terminal   nothing
+""",
+        ),
+    ],
+)
+def test_show_prints_the_fragments_of_a_protocol(
+    protocol: str, rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ByHand(ROBOT, steps=len(EPISODE)).write(tmp_path / "e")
+    assert main(["bags", "show", str(tmp_path / "e"), "--protocol", protocol]) == 0
+    table = capsys.readouterr().out.split(f"fragments under the protocol {protocol}\n")[1].split("\n\n")[0]
+    assert table == rows.strip("\n")
+
+
+def test_show_names_the_arms_where_not_all_were_driven(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class OneArm(SyntheticEpisode):
+        def _transition(self, info: EpisodeInfo, t: int) -> Any:
+            return replace(super()._transition(info, t), source=np.array([Source.POLICY, Source.HUMAN], np.uint8))
+
+    OneArm(ROBOT, steps=5).write(tmp_path / "e")
+    assert main(["bags", "show", str(tmp_path / "e")]) == 0
+    assert "human (right)" in capsys.readouterr().out
 
 
 def test_errors_are_one_sentence(tmp_path: Path, bag: Path, capsys: pytest.CaptureFixture[str]) -> None:

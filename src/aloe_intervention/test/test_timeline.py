@@ -9,10 +9,10 @@ from aloe_core.bag_reader import read_episode
 from aloe_core.cli import main
 from aloe_core.errors import AloeError
 from aloe_core.robot import load_robot
+from aloe_core.timeline import SOURCE_COLOURS, draw_timeline
 from aloe_core.vocabulary import Source
 from aloe_intervention.lockstep import LockstepOperator
 from aloe_intervention.operator_sim import OperatorConfig
-from aloe_intervention.timeline import SOURCE_COLOURS, draw_timeline
 from aloe_robot.rollout import Lockstep
 
 ROBOT = load_robot("aloha_sim")
@@ -39,6 +39,7 @@ def test_what_it_says(bag):
     record = read_episode(bag)
     figure = draw_timeline(record, "aloe")
     words = [t.get_text() for axis in figure.axes for t in axis.texts] + [figure._suptitle.get_text()]
+    assert figure.axes[0].get_yticklabels()[-1].get_text() == "fragments\n(aloe)"
     assert "intervention 1" in words
     assert "failure" in words, "the policy's fragment under the paper's protocol"
     assert "timeout" in words
@@ -62,6 +63,14 @@ def test_the_command_writes_a_picture(bag, tmp_path, capsys):
     orange = np.array(to_rgb(SOURCE_COLOURS[Source.HUMAN]))[::-1] * 255
     assert (np.abs(picture - orange).max(axis=-1) < 3).sum() > 1000
     assert capsys.readouterr().out.strip() == str(path)
+
+
+def test_show_draws_the_same_picture(bag, tmp_path, capsys):
+    shown, drawn = tmp_path / "shown.png", tmp_path / "drawn.png"
+    assert main(["bags", "show", str(bag), "--picture", str(shown), "--protocol", "hg_dagger"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"picture      {shown}"
+    assert main(["bags", "timeline", str(bag), "--output", str(drawn), "--protocol", "hg_dagger"]) == 0
+    np.testing.assert_array_equal(cv2.imread(str(shown)), cv2.imread(str(drawn)))
 
 
 def test_bad_input(bag, tmp_path, capsys):

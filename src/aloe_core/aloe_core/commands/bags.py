@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
+
+if TYPE_CHECKING:
+    from aloe_core.bag_reader import EpisodeRecord
+    from aloe_core.fragments import Protocol
 
 Bags = Positional[tuple[Path, ...]]
 
 
-def show(bag: Positional[Path], *, robot: str | None = None) -> int:
-    """Show what one bag holds: the episode, its topics, who drove when, and what is wrong with it.
+def show(
+    bag: Positional[Path],
+    *,
+    robot: str | None = None,
+    protocol: Literal["aloe", "hil_serl", "hg_dagger"] = "aloe",
+    picture: Path | None = None,
+) -> int:
+    """Show what one bag holds: the episode, who drove when and what that teaches, its topics, and what is wrong with it.
 
     Args:
         bag: Folder of the bag.
         robot: Robot description it was recorded with; by default the one that the bag names.
+        protocol: How interventions are read into fragments.
+        picture: Also draw the timeline into this file, PNG, PDF or SVG by its name.
     """
     from aloe_core.bag_audit import verify
     from aloe_core.bag_reader import read_episode
     from aloe_core.robot import load_robot
-    from aloe_core.vocabulary import Source
 
     description = load_robot(robot) if robot else None
     record = read_episode(bag, description)
@@ -37,18 +48,56 @@ def show(bag: Positional[Path], *, robot: str | None = None) -> int:
     print(
         f"length       {len(record)} steps, {seconds:.2f} s; {len(record.chunks)} chunks; {check.size_bytes / 1e6:.2f} MB"
     )
-    print("\nfragment     steps  source          intervention")
-    for start, stop in record.runs():
-        sources = "+".join(dict.fromkeys(Source(s).name.lower() for s in record.source[start]))
-        number = int(record.intervention_id[start])
-        print(
-            f"{record.fragment[start]:8d} {record.step[start]:6d} .. {record.step[stop - 1]:<6d} {sources:<15s} {number or ''}"
-        )
+    print(f"\nfragments under the protocol {protocol}")
+    for line in _fragment_table(record, protocol):
+        print(line)
     print("\n   count     rate   max gap  topic")
     for topic in check.topics:
         print(f"{topic.count:8d} {topic.rate:6.1f} Hz {topic.max_gap:7.3f} s  {topic.topic} ({topic.type})")
     _print_problems(check.problems)
+    if picture is not None:
+        from aloe_core.timeline import save_timeline
+
+        save_timeline(record, picture, protocol)
+        print(f"\npicture      {picture}")
     return 0
+
+
+def _fragment_table(record: EpisodeRecord, protocol: Protocol) -> list[str]:
+    """Head and one line per fragment, in columns; the arms are named where the source did not drive all of them."""
+    import numpy as np
+
+    from aloe_core.fragments import derive_fragments
+
+    ticks = np.append(record.stamps_ns, record.final_stamp_ns)
+    rows = [("", "start [s]", "end [s]", "steps", "source", "intervention", "outcome", "end", "may train")]
+    for number, f in enumerate(derive_fragments(record.source, record.outcome, protocol)):
+        span = slice(f.start, f.stop)
+        names = record.robot.arm_names
+        driven = [n for n, who in zip(names, record.source[span].T, strict=True) if (who == f.source).any()]
+        arms = f" ({', '.join(driven)})" if len(driven) < len(names) else ""
+        start, end = (ticks[[f.start, f.stop]] - ticks[0]) / 1e9
+        rows.append(
+            (
+                str(number),
+                f"{start:.2f}",
+                f"{end:.2f}",
+                f"{record.step[f.start]} .. {record.step[f.stop - 1]}",
+                f.source.name.lower() + arms,
+                ", ".join(str(i) for i in np.unique(record.intervention_id[span]) if i) or "-",
+                f.outcome.name.lower(),
+                "terminal" if f.terminal else "truncated" if f.truncated else "goes on",
+                ", ".join(w for w, t in (("policy", f.train_policy), ("critic", f.train_critic)) if t) or "nothing",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    numbers = 4  # columns of numbers stand to the right
+    return [
+        "  ".join(
+            w.rjust(n) if i < numbers else w.ljust(n) for i, (w, n) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def verify(bags: Bags, *, robot: str | None = None, json_: Annotated[Path | None, arg(name="json")] = None) -> int:

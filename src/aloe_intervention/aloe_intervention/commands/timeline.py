@@ -24,16 +24,10 @@ def timeline(
         protocol: How interventions are read into fragments.
     """
     from aloe_core.bag_reader import read_episode
-    from aloe_core.errors import AloeError
     from aloe_core.robot import load_robot
-    from aloe_intervention.timeline import draw_timeline
+    from aloe_core.timeline import save_timeline
 
-    record = read_episode(bag, load_robot(robot) if robot else None)
     path = output or bag.with_name(f"{bag.name}.png")
-    figure = draw_timeline(record, protocol)
-    try:
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise AloeError(f"cannot write the picture {path}: {error}") from None
+    save_timeline(read_episode(bag, load_robot(robot) if robot else None), path, protocol)
     print(path)
     return 0

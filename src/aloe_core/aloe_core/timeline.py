@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -49,7 +50,7 @@ def draw_timeline(record: EpisodeRecord, protocol: Protocol = "aloe") -> Figure:
     figure = Figure(figsize=(12, 1.1 + sum(heights) * 0.95), layout="constrained")
     axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     edges = np.append(time_s, end_s)
-    _draw_sources(axes[0], record, fragments, edges)
+    _draw_sources(axes[0], record, fragments, protocol, edges)
     for arm, span in enumerate(robot.arm_slices):
         joints, gripper = axes[1 + 2 * arm], axes[2 + 2 * arm]
         _draw_arm(joints, gripper, record, arm, span, time_s)
@@ -67,13 +68,28 @@ def draw_timeline(record: EpisodeRecord, protocol: Protocol = "aloe") -> Figure:
     return figure
 
 
+def save_timeline(record: EpisodeRecord, path: Path, protocol: Protocol = "aloe") -> None:
+    """Draws an episode into a file, PNG, PDF or SVG by its name.
+
+    Raises:
+        AloeError: the episode has no transitions, or the file cannot be written.
+    """
+    figure = draw_timeline(record, protocol)
+    try:
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise AloeError(f"cannot write the picture {path}: {error}") from None
+
+
 def _stretches(values: np.ndarray) -> list[tuple[int, int]]:
     """(start, stop) of the stretches of equal values of `[T]`."""
     cuts = np.flatnonzero(np.diff(values)) + 1
     return list(pairwise([0, *cuts.tolist(), len(values)]))
 
 
-def _draw_sources(axis: Axes, record: EpisodeRecord, fragments: list[Fragment], edges: np.ndarray) -> None:
+def _draw_sources(
+    axis: Axes, record: EpisodeRecord, fragments: list[Fragment], protocol: Protocol, edges: np.ndarray
+) -> None:
     """One bar per arm, one for the fragments under the protocol; the number of each intervention above its first tick."""
     names = list(record.robot.arm_names)
     for row, column in enumerate(record.source.T):
@@ -97,7 +113,7 @@ def _draw_sources(axis: Axes, record: EpisodeRecord, fragments: list[Fragment], 
     for start, _ in _stretches(numbers):
         if numbers[start]:
             axis.text(edges[start], -0.5, f"intervention {numbers[start]}", fontsize=8, ha="left", va="bottom")
-    axis.set_yticks(range(row + 1), [*names, "fragments"])
+    axis.set_yticks(range(row + 1), [*names, f"fragments\n({protocol})"])
     axis.set_ylim(row + 0.5, -1.1)
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
