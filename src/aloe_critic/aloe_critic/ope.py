@@ -138,8 +138,8 @@ def value_order_correlation(values_T: np.ndarray) -> float:
     return spearman(values_T, np.arange(len(values_T)))
 
 
-def compare(estimates: Mapping[str, float], truth: Mapping[str, float]) -> dict[str, float]:
-    """All metrics of one estimator over the policies whose true value is known.
+def compare(estimates: Mapping[str, float], truth: Mapping[str, float]) -> dict[str, Any]:
+    """All metrics of one estimator over the policies whose true value is known; `calibration` is the curve of truth over estimate, at most 8 points.
 
     Raises:
         AloeError: fewer than two policies have both.
@@ -154,4 +154,5 @@ def compare(estimates: Mapping[str, float], truth: Mapping[str, float]) -> dict[
         "regret_at_1": regret_at_k(e, t, 1),
         "regret_at_2": regret_at_k(e, t, 2),
         "absolute_error": mean_absolute_error(e, t),
+        "calibration": calibration_curve(np.array(e), np.array(t)),
     }

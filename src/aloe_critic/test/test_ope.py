@@ -70,6 +70,7 @@ def test_state_values_average_the_policys_chunks():
 
 def test_compare_needs_policies_known_to_both():
     scores = ope.compare({"a": -1.0, "b": -0.5, "c": -0.9}, {"a": -1.0, "b": -0.4})
+    assert scores.pop("calibration") == [(-1.0, -1.0, 1), (-0.5, -0.4, 1)]
     assert scores == pytest.approx(
         {"policies": 2, "spearman": 1.0, "regret_at_1": 0.0, "regret_at_2": 0.0, "absolute_error": 0.05}
     )

@@ -34,15 +34,16 @@ def ope(
     """Estimate the value of policies from bags that others collected, by up to four estimators side by side.
 
     Values are discounted returns from the first observation, in units of the scaled reward: 0 is best, -1 a success that never comes.
-    Intervals are over episodes; that of `fqe` does not know the critic's own error. An estimator that the data do not carry refuses and says why.
+    Intervals are over episodes; that of `fqe` does not know the critic's own error: compare its V with the return of the policy's own episodes, where there are.
+    An estimator that the data do not carry refuses and says why.
 
     Args:
         bags: folders that hold episodes, at any depth.
         policy: checkpoints to judge; results are named by the folder, or, where that is `policy`, by the one above, and by as many above that as make the
             names differ.
-        work: folder for the store and the critics, one for every version of a policy; continued when interrupted.
+        work: folder for the store and the critics, one for every version of a policy and choice of bags; continued when interrupted.
         critic: use this critic as it is, instead of training one for every policy.
-        truth: known values or success rates of two of the policies or more, as name=number,name=number; adds rank correlation, regret and error.
+        truth: known values or success rates of two of the policies or more, as name=number,name=number; adds rank correlation, regret, error and calibration.
         robot: name or file of the robot description.
         config: YAML file of `ImproveConfig` keys.
         estimators: `fqe` fitted-Q evaluation with chunks; `monte_carlo` mean return where a bag is the policy's own; `va_ope` linear, variance-aware, on the
@@ -86,6 +87,7 @@ def ope(
             critic,
             estimators=estimators,
             least_effective=min_effective,
+            episodes=report.episodes,
         )
         results[name] = found
         for line in lines(found, estimators):
@@ -99,7 +101,8 @@ def ope(
                 print(f"{estimator} against the truth: fewer than two policies have both")
                 continue
             scores = out["comparison"][estimator] = compare(values, known)
-            print(f"{estimator} against the truth: " + ", ".join(f"{key} {v:.3g}" for key, v in scores.items()))
+            numbers = ", ".join(f"{key} {v:.3g}" for key, v in scores.items() if key != "calibration")
+            print(f"{estimator} against the truth: {numbers}")
     if json is not None:
         json.parent.mkdir(parents=True, exist_ok=True)
         json.write_text(jsonlib.dumps(out, indent=2) + "\n")
@@ -130,12 +133,17 @@ LABELS = {
 def lines(found: Evaluation, estimators: Sequence[str]) -> Iterator[str]:
     """What each estimator says."""
     for name in estimators:
-        if name in found.refused:
-            yield f"{LABELS[name]}: refused, {found.refused[name]}"
-            continue
         extra = ""
         if name == "fqe":
             extra = f", head spread {found.head_std:.3f}"
-        if name == "monte_carlo":
-            extra = f", success {100 * (found.on_policy_success or 0):.0f} %"
+        if name == "monte_carlo" and found.on_policy_success is not None:
+            extra = f", success {100 * found.on_policy_success:.0f} %"
+            if found.on_policy_unknown:
+                extra += f"; the value is without {found.on_policy_unknown} episodes whose return is not known"
+        if name in found.refused:
+            yield f"{LABELS[name]}: refused, {found.refused[name]}{extra}"
+            continue
         yield f"{LABELS[name]} {found.estimate(name)}{extra}"
+        if name == "fqe" and found.calibration:
+            points = ", ".join(f"{v:.3f} {followed:.3f} ({count})" for v, followed, count in found.calibration)
+            yield f"{LABELS[name]} against own episodes, V, return (episodes): {points}"
