@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from pydantic import ConfigDict
@@ -140,6 +141,11 @@ def _iteration(
     torch.manual_seed(config.learner.seed + number)
     method = make_method(facts.method, facts.critic, facts.options, facts.return_range)
     method.check_policy(policy)
+    if method.monte_carlo and not np.isfinite(replay.samples_of.return_to_go).any():
+        raise NoData(
+            f"method '{config.method}' learns from outcomes alone, and none of the {len(replay.start)} recorded chunks leads to one: "
+            "label the episodes (docs/record.md)"
+        )
     if not _warm_start(method, facts, before):
         fit_to(method, replay)
     learner_config = replace(config.learner, seed=config.learner.seed + 1000 * number)

@@ -11,9 +11,11 @@ from aloe_core.cli import main
 from aloe_core.errors import AloeError
 from aloe_core.policy import load_policy
 from aloe_core.robot import load_robot
+from aloe_core.synthetic import SyntheticEpisode
+from aloe_core.vocabulary import Outcome, Source
 from aloe_critic import improvement
 from aloe_critic.improve_config import load_config, overridden
-from aloe_critic.improvement import ImproveConfig
+from aloe_critic.improvement import ImproveConfig, NoData
 from aloe_critic.learner import LearnerConfig
 from aloe_policy.checkpoint import PolicySpec
 from aloe_policy.flow import FlowConfig, FlowPolicy
@@ -241,6 +243,25 @@ def test_bad_input_is_answered_in_one_sentence(recorded, tmp_path):
     human = ImproveConfig(protocol="hg_dagger", learner=QUICK.learner)
     with pytest.raises(AloeError, match="no chunk"):
         improvement.improve(tmp_path / "dagger", store, recorded / "policy", ROBOT, human)
+
+
+def test_bags_that_nobody_labelled(recorded, tmp_path):
+    """What learns from outcomes alone says so; a critic that bootstraps, and imitation of demonstrations, go on."""
+    bags = tmp_path / "bags"
+    for seed in range(2):
+        episode = SyntheticEpisode(ROBOT, steps=20, seed=seed, outcome=Outcome.UNLABELLED, source=Source.SCRIPTED)
+        episode.write(bags / f"e{seed}")
+    store, _ = improvement.ingest(tmp_path / "run", [bags], recorded / "policy", ROBOT)
+    says = "learns from outcomes alone, and none of the 40 recorded chunks leads to one: label"
+    for method in ("awr", "recap", "monte_carlo_q"):
+        with pytest.raises(NoData, match=f"method '{method}' {says}"):
+            improvement.improve(tmp_path / method, store, recorded / "policy", ROBOT, replace(QUICK, method=method))
+    with pytest.raises(AloeError, match="leaves none of the 40 recorded chunks to learn from"):
+        improvement.improve(tmp_path / "bc", store, recorded / "policy", ROBOT, replace(QUICK, method="filtered_bc"))
+    for method in ("aloe", "hg_dagger"):
+        run = tmp_path / method
+        made = improvement.improve(run, store, recorded / "policy", ROBOT, replace(QUICK, method=method))
+        assert (made.episodes, made.successes, made.used_share) == (2, 0, 1.0)
 
 
 def test_a_damaged_bag_does_not_stop_the_others(recorded, tmp_path):

@@ -463,4 +463,11 @@ def test_report_of_the_replay(tmp_path: Path) -> None:
     assert second.takeover_rate == pytest.approx(5 / 20)  # the pure demonstration is no take-over
     assert second.takeover_episodes == 1
     assert "human" in report.text()
+    assert "outcome" not in report.text()
+    SyntheticEpisode(ROBOT, steps=20, seed=3, outcome=Outcome.UNLABELLED).write(bags / "e3")
+    store.ingest([bags], ROBOT)
+    assert replay_report(store).unlabelled == 1
+    assert (
+        replay_report(store).text().endswith("\n1 of 4 episodes without an outcome: docs/record.md says how to label")
+    )
     json.dumps(report.rows[0].__dict__)

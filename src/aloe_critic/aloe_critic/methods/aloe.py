@@ -75,12 +75,16 @@ def complete(batch: CriticBatch, share: float = 1.0) -> CriticBatch:
 
 
 def as_recorded(batch: CriticBatch) -> Tensor:
-    """bool `[B]`: the chunk is one that was executed, not one that goes on with the policy's rows where it was cut; those alone are of the replay's actions.
+    """bool `[B]`: what the critic judges of the chunk was executed, and does not go on with the policy's rows where it was cut; those alone are of the replay's
+    actions.
 
-    Rows after a terminal step do not count: nothing follows them.
+    Rows after a terminal step do not count: nothing follows them. Nor do rows beyond those that the critic judges, which are as many as `policy_action` has.
     """
-    whole_B = batch["action_mask"].all(dim=1) | (batch["bootstrap_discount"] == 0)
-    return whole_B if "policy_action" in batch else torch.ones_like(whole_B)
+    terminal_B = batch["bootstrap_discount"] == 0
+    if "policy_action" not in batch:
+        return torch.ones_like(terminal_B)
+    judged_BH = batch["action_mask"][:, : batch["policy_action"].shape[2]]
+    return judged_BH.all(dim=1) | terminal_B
 
 
 class Aloe(Method):
@@ -114,7 +118,12 @@ class Aloe(Method):
     @property
     def bootstraps(self) -> bool:  # type: ignore[override]
         """Monte-Carlo returns are those of whole chunks as recorded."""
-        return self.config.bootstrap != "monte_carlo"
+        return not self.monte_carlo
+
+    @property
+    def monte_carlo(self) -> bool:  # type: ignore[override]
+        """Whether the bootstrap is none."""
+        return self.config.bootstrap == "monte_carlo"
 
     @property
     def needs_policy_chunks(self) -> bool:  # type: ignore[override]

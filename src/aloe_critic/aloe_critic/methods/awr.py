@@ -28,6 +28,7 @@ class Awr(Method):
     """Monte-Carlo AWR."""
 
     name = "awr"
+    monte_carlo = True
 
     def __init__(self, critic: CriticConfig, config: AwrConfig | None = None) -> None:
         super().__init__()

@@ -77,6 +77,9 @@ class Method(nn.Module, ABC):
     bootstraps: ClassVar[bool] = (
         True  # whether targets use the value at the end of a chunk, so that a chunk may be cut anywhere
     )
+    monte_carlo: ClassVar[bool] = (
+        False  # whether its critic learns from the returns that followed, and from nothing else
+    )
     needs_policy_chunks: ClassVar[bool] = False  # whether it must sample the current policy at the states of the replay
 
     @property

@@ -59,6 +59,7 @@ class Recap(Method):
     """Advantage-conditioned policy improvement."""
 
     name = "recap"
+    monte_carlo = True
     support: Tensor
 
     def __init__(

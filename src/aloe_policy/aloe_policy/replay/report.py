@@ -37,14 +37,15 @@ class IterationRow:
 
 @dataclass(frozen=True)
 class ReplayReport:
-    """Composition of the replay."""
+    """Composition of the replay; `unlabelled`: episodes without an outcome."""
 
     frames: int
     rows: tuple[ReplayRow, ...]
     iterations: tuple[IterationRow, ...]
+    unlabelled: int = 0
 
     def text(self) -> str:
-        """Two tables for a person."""
+        """Two tables for a person, and how many episodes nobody has labelled."""
         lines = ["iteration  source    episodes    frames  share"]
         lines += [
             f"{r.iteration:9d}  {r.source:<9s} {r.episodes:8d} {r.frames:9d} {100 * r.share:5.1f}%" for r in self.rows
@@ -54,6 +55,11 @@ class ReplayReport:
             f"{i.iteration:9d} {i.episodes:9d} {i.successes:10d} {100 * i.takeover_rate:17.1f}% {100 * i.takeover_episodes:20.1f}%"
             for i in self.iterations
         ]
+        if self.unlabelled:
+            episodes = sum(i.episodes for i in self.iterations)
+            lines.append(
+                f"{self.unlabelled} of {episodes} episodes without an outcome: docs/record.md says how to label"
+            )
         return "\n".join(lines)
 
 
@@ -66,11 +72,13 @@ def replay_report(store: ReplayStore, episodes: Sequence[int] | None = None) -> 
     chosen = range(len(store.episodes)) if episodes is None else episodes
     counts: dict[int, list[np.ndarray]] = {}
     wins: dict[int, int] = {}
+    unlabelled = 0
     for number in chosen:
         entry = store.episodes[number]
         ticks = tick_sources(store.arrays["source"][entry.start : entry.start + entry.steps])
         counts.setdefault(entry.iteration, []).append(np.bincount(ticks, minlength=len(Source)))
         wins[entry.iteration] = wins.get(entry.iteration, 0) + (store.outcome(number) == Outcome.SUCCESS)
+        unlabelled += store.outcome(number) == Outcome.UNLABELLED
     total = int(sum(c.sum() for found in counts.values() for c in found))
     rows, iterations = [], []
     for iteration in sorted(counts):
@@ -92,4 +100,4 @@ def replay_report(store: ReplayStore, episodes: Sequence[int] | None = None) -> 
                 float((human[rolled] > 0).mean()) if rolled.any() else 0.0,
             )
         )
-    return ReplayReport(total, tuple(rows), tuple(iterations))
+    return ReplayReport(total, tuple(rows), tuple(iterations), unlabelled)
