@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import threading
 import time
@@ -19,6 +20,8 @@ from aloe_core.errors import AloeError
 from aloe_core.observation import Observation
 from aloe_core.policy import POLICY_FILE, ChunkPolicy, load_policy, request_generator
 from aloe_core.robot import RobotDescription
+
+logger = logging.getLogger(__name__)
 
 LATENCIES_KEPT = 500  # chunks over which latency is reported
 
@@ -100,7 +103,7 @@ class InferenceWorker:
         self._queue.put(work)
 
     def stop(self) -> None:
-        """Ends the thread after the work under way."""
+        """Ends the thread after the work under way, and closes the policy."""
         self._queue.put(None)
         self._thread.join()
 
@@ -111,8 +114,10 @@ class InferenceWorker:
                 self._load(work)
             else:
                 self._infer(work)
+        self._close(self._policy)
 
     def _load(self, offer: PolicyOffer) -> None:
+        policy: ChunkPolicy | None = None
         try:
             if offer.robot_hash and offer.robot_hash != self._robot.hash:
                 raise AloeError(
@@ -126,12 +131,25 @@ class InferenceWorker:
             self._warm_up(policy)
         except AloeError as error:
             self._listener.on_refused(offer, str(error))
+            self._close(policy)
         except Exception as error:  # a foreign policy may fail in any way, and the arms must not stop for it
             self._listener.on_refused(offer, f"{offer.path}: {type(error).__name__}: {error}")
+            self._close(policy)
         else:
-            self._policy = policy
+            before, self._policy = self._policy, policy
             self.latencies = Latencies()
             self._listener.on_loaded(policy)
+            self._close(before)
+
+    def _close(self, policy: ChunkPolicy | None) -> None:
+        """Gives back what a policy holds that answers no more, such as its connection to a server."""
+        close = getattr(policy, "close", None)
+        if policy is None or close is None:
+            return
+        try:
+            close()
+        except Exception as error:  # as in _load
+            logger.warning("policy %s could not be closed: %s: %s", policy.version, type(error).__name__, error)
 
     def _warm_up(self, policy: ChunkPolicy) -> None:
         """One inference on an empty scene: lazy initialisation is paid here, and a policy that cannot infer is found out before it drives."""

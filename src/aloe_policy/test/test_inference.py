@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import queue
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_checkpoint import HORIZON, make_policy
+from test_remote import Running
 
 from aloe_core.observation import Observation
 from aloe_core.robot import load_robot
@@ -23,11 +26,13 @@ class Events:
 
     def __init__(self) -> None:
         self.queue: queue.Queue = queue.Queue()
+        self.policies: list = []
 
     def on_chunk(self, chunk) -> None:
         self.queue.put(("chunk", chunk))
 
     def on_loaded(self, policy) -> None:
+        self.policies.append(policy)
         self.queue.put(("loaded", policy.version))
 
     def on_refused(self, offer, reason: str) -> None:
@@ -120,3 +125,40 @@ def test_a_failing_chunk_costs_that_chunk(tmp_path: Path, worker: InferenceWorke
     assert events.next()[0] == "chunk"
     assert worker.chunks == 1
     assert worker.latencies.quantile(0.5) > 0
+
+
+def test_a_policy_that_answers_no_more_is_closed(tmp_path: Path, events: Events) -> None:
+    """One that was exchanged, one that was refused, and the last one; the connection to a server would stay."""
+    server = Running()
+    worker = InferenceWorker(ROBOT, 7, events)
+    try:
+        worker.submit(PolicyOffer(f"remote:{server.url}"))
+        assert events.next()[0] == "loaded"
+        worker.submit(PolicyOffer(f"remote:{server.url}", version="another"))
+        assert events.next()[0] == "refused"
+        worker.submit(PolicyOffer(saved(tmp_path, "bc-0")))
+        worker.submit(PolicyOffer(f"remote:{server.url}"))
+    finally:
+        worker.stop()
+    assert len(events.policies) == 3
+    deadline = time.monotonic() + 60
+    while connections := [t for t in threading.enumerate() if "recv_events" in t.name]:
+        assert time.monotonic() < deadline, connections
+        time.sleep(0.01)
+    server.stop()
+
+
+def test_a_policy_that_cannot_be_closed_costs_nothing(tmp_path: Path, events: Events, monkeypatch, caplog) -> None:
+    server = Running()
+    worker = InferenceWorker(ROBOT, 7, events)
+    try:
+        worker.submit(PolicyOffer(f"remote:{server.url}"))
+        assert events.next()[0] == "loaded"
+        monkeypatch.setattr(events.policies[0], "close", lambda: 1 / 0)
+        worker.submit(PolicyOffer(saved(tmp_path, "bc-0")))
+        worker.submit(job())
+        assert [events.next()[0] for _ in range(2)] == ["loaded", "chunk"]
+    finally:
+        worker.stop()
+        server.stop()
+    assert "policy echo-0-12345678 could not be closed: ZeroDivisionError" in caplog.text

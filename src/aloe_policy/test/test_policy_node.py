@@ -9,12 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_checkpoint import HORIZON, make_policy
+from test_remote import Running
 
 from aloe_core import topics
-from aloe_core.messages import chunk_from_msg, header_msg, joint_state_msg, ros_make
+from aloe_core.messages import (
+    chunk_from_msg,
+    compressed_image_msg,
+    header_msg,
+    joint_state_msg,
+    ros_make,
+    stamp_to_ns,
+    time_msg,
+)
 from aloe_core.observation import Observation
 from aloe_core.policy import load_policy, request_generator
 from aloe_core.robot import load_robot
+from aloe_core.synthetic import SyntheticEpisode
 
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
 
@@ -60,6 +70,22 @@ class Robot:
         task = ros_make("aloe_msgs/msg/TaskState", header=header_msg(ros_make, stamp_ns), object_state=objects)
         self.task.publish(task)
         return Observation(stamp_ns, state.astype(np.float32), object_state=objects.astype(np.float32))
+
+    def announce(self, folder: Path, version: str, sha256: str) -> None:
+        fields = {"version": version, "path": str(folder), "sha256": sha256, "robot_hash": ROBOT.hash}
+        self.versions.publish(ros_make("aloe_msgs/msg/PolicyVersion", **fields))
+
+    def change(self, *transitions: int) -> None:
+        from lifecycle_msgs.msg import Transition
+        from lifecycle_msgs.srv import ChangeState
+
+        client = self.node.create_client(ChangeState, "policy_node/change_state")
+        self.until(client.service_is_ready)
+        for transition in transitions:
+            future = client.call_async(ChangeState.Request(transition=Transition(id=transition)))
+            self.until(future.done)
+            assert future.result().success
+        self.node.destroy_client(client)
 
     def request(self, stamp_ns: int, number: int, prefix: Sequence[float] = ()) -> None:
         fields = {"header": header_msg(ros_make, stamp_ns), "episode_id": "e", "request_id": number, "prefix": prefix}
@@ -115,18 +141,14 @@ def test_requests_are_answered_and_policies_change_between_them(robot: Robot, st
     robot.observe(2 * STEP)
     assert robot.answer().stamp_ns == 2 * STEP
 
-    def announce(name: str, sha256: str) -> None:
-        fields = {"version": versions[name], "path": str(tmp_path / name), "sha256": sha256, "robot_hash": ROBOT.hash}
-        robot.versions.publish(ros_make("aloe_msgs/msg/PolicyVersion", **fields))
-
-    announce("bc-1", "0" * 64)
+    robot.announce(tmp_path / "bc-1", versions["bc-1"], "0" * 64)
     robot.until(lambda: robot.status.rejected_version == versions["bc-1"])
     assert "announced was 00000000" in robot.status.message
     robot.observe(3 * STEP)
     robot.request(3 * STEP, 3)
     assert robot.answer().policy_version == versions["bc-0"]
 
-    announce("bc-1", hashes["bc-1"])
+    robot.announce(tmp_path / "bc-1", versions["bc-1"], hashes["bc-1"])
     robot.until(lambda: robot.status.version == versions["bc-1"])
     robot.observe(4 * STEP)
     robot.request(4 * STEP, 4)
@@ -157,3 +179,101 @@ def test_messages_that_do_not_fit_do_not_end_the_node(robot: Robot, start_node, 
     robot.request(STEP, 2, prefix=[0.0] * 14)
     assert robot.answer().request_id == 2
     assert node.stop() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("first", ["bc-0", ""])
+def test_nothing_of_a_policy_outlives_a_cleanup(robot: Robot, start_node, tmp_path: Path, first: str) -> None:
+    """Configured again, the node drives by the policy that was announced last, and each topic has one publisher."""
+    from lifecycle_msgs.msg import Transition
+
+    hashes = {name: make_policy(ROBOT).save(tmp_path / name, name) for name in ("bc-0", "bc-1")}
+    version = f"bc-1-{hashes['bc-1'][:8]}"
+    start_node(
+        "aloe_policy", "policy_node", {"policy": str(tmp_path / first) if first else "", "seed": SEED, "max_wait": 60.0}
+    )
+    if first:
+        robot.until(lambda: robot.status.version.startswith(first))
+    robot.announce(tmp_path / "bc-1", version, hashes["bc-1"])
+    robot.until(lambda: robot.status.version == version)
+    robot.change(Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP)
+    robot.until(lambda: robot.node.count_publishers(topics.CHUNK) == 0)
+    robot.until(lambda: robot.node.count_publishers(topics.POLICY_STATUS) == 0)
+    robot.change(Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE)
+    robot.until(lambda: robot.node.count_publishers(topics.CHUNK) == 1)
+    robot.until(lambda: all(p.get_subscription_count() for p in (robot.joints, robot.task, robot.requests)))
+    number = 0
+    while not robot.chunks or robot.chunks[-1].policy_version != version:
+        number += 1  # asked too early it is `first` that answers
+        robot.observe(number * STEP)
+        robot.request(number * STEP, number)
+        robot.answer()
+    assert robot.status.version == version
+
+
+def test_the_policy_announced_last_answers(ros_domain: int, tmp_path: Path) -> None:
+    """Also if another one is still loading, and this one answered before."""
+    from aloe_msgs.msg import PolicyVersion
+    from aloe_policy.nodes.policy_node import PolicyNode
+
+    hashes = {name: make_policy(ROBOT).save(tmp_path / name, name) for name in ("bc-0", "bc-1")}
+    old, new = (PolicyVersion(version=f"{n}-{h[:8]}", path=str(tmp_path / n), sha256=h) for n, h in hashes.items())
+    rclpy.init()
+    node = PolicyNode()
+    try:
+        node.configure()
+        node._on_version(old)
+        while node._policy is None:
+            time.sleep(0.01)
+        node._on_version(new)
+        node._on_version(old)
+        node._worker.stop()  # ends when all of them were loaded
+        assert node._policy.version == old.version
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_diagnostics_tell_how_stale_the_data_of_a_chunk_were(robot: Robot, start_node) -> None:
+    from diagnostic_msgs.msg import DiagnosticArray
+    from rosgraph_msgs.msg import Clock
+    from sensor_msgs.msg import CompressedImage
+
+    told: list[dict[str, str]] = []
+
+    def on_diagnostics(message: DiagnosticArray) -> None:
+        for status in message.status:
+            values = {v.key: v.value for v in status.values}
+            told.append({"name": status.name, "now": str(stamp_to_ns(message.header.stamp)), **values})
+
+    robot.node.create_subscription(DiagnosticArray, topics.DIAGNOSTICS, on_diagnostics, 10)
+    clock = robot.node.create_publisher(Clock, "/clock", 10)
+    topic = ROBOT.camera("overhead").compressed_topic
+    images = robot.node.create_publisher(CompressedImage, topic, 10)
+    server = Running()
+    try:
+        parameters = {"policy": f"remote:{server.url}", "max_wait": 60.0, "use_sim_time": True}
+        start_node("aloe_policy", "policy_node", parameters)
+        publishers = (robot.joints, robot.task, robot.requests, images, clock)
+        robot.until(lambda: all(p.get_subscription_count() for p in publishers))
+        robot.until(lambda: robot.node.count_publishers(topics.CHUNK) == 1)
+        for number, (image_ms, wait_ms) in enumerate(((15, 250), (5, 60)), start=1):
+            stamp = number * 1_000_000_000
+            now = stamp + wait_ms * 1_000_000
+            clock.publish(Clock(clock=time_msg(ros_make, now)))
+            robot.until(lambda now=now: bool(told) and told[-1]["now"] == str(now))
+            if number == 1:
+                assert "observation_age_s" not in told[-1]
+            jpeg = SyntheticEpisode(ROBOT).jpeg("overhead", number)
+            images.publish(compressed_image_msg(ros_make, stamp - image_ms * 1_000_000, "overhead", jpeg))
+            robot.observe(stamp)
+            robot.request(stamp, number)
+            robot.until(lambda number=number: told[-1]["chunks"] == str(number))
+            assert told[-1]["name"] == "policy_node"
+            assert float(told[-1]["image_age_s"]) == pytest.approx(image_ms / 1000)
+            assert float(told[-1]["observation_age_s"]) == pytest.approx(wait_ms / 1000)
+    finally:
+        server.stop()

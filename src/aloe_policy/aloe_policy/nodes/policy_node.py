@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,16 +57,23 @@ class PolicyNode(ManagedNode):
         self.declare_parameter("threads", 1)  # of the numerical library
         self.declare_parameter("max_wait", 0.5)  # [s] wall time a request waits for late sensor messages
         self._lock = threading.Lock()
-        self._state, self._message, self._rejected = PolicyStatus.STATE_LOADING, "", ""
-        self._policy: ChunkPolicy | None = None
         self._builder: ObservationBuilder | None = None
         self._builder_of: ChunkPolicy | None = None
         self._waiting: list[_Waiting] = []
-        self._handled: tuple | None = None  # the newest request that went to the worker,
-        self._answer: ActionChunkMsg | None = None  # and its chunk once it is there
         self._worker: InferenceWorker | None = None
+        self._outputs: list[Publisher] = []
         self._owned: list = []
         self._sensors: list = []
+        self._forget()
+
+    def _forget(self) -> None:
+        """What is known of policies and requests goes with the worker that it is known of."""
+        self._state, self._message, self._rejected = PolicyStatus.STATE_LOADING, "", ""
+        self._policy: ChunkPolicy | None = None
+        self._offered: tuple[str, str] | None = None  # version and hash that were announced last and not refused
+        self._handled: tuple | None = None  # the newest request that went to the worker,
+        self._answer: ActionChunkMsg | None = None  # and its chunk once it is there
+        self._staleness: dict[str, float] = {}  # of the newest chunk
         self._failures = 0
 
     def configure(self) -> None:
@@ -76,6 +85,7 @@ class PolicyNode(ManagedNode):
             raise AloeError(f"parameter 'threads': {threads} is not above 0")
         self._chunk_pub = self.create_publisher(ActionChunkMsg, topics.CHUNK, 10)
         self._status_pub = self.create_publisher(PolicyStatus, topics.POLICY_STATUS, LATCHED)
+        self._outputs = [self._chunk_pub, self._status_pub]
         self._worker = InferenceWorker(self.robot, value("seed"), self, lambda: _limit_threads(threads), **options)
         self._max_wait = value("max_wait")
         if value("policy"):
@@ -102,15 +112,24 @@ class PolicyNode(ManagedNode):
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
+        for publisher in self._outputs:
+            self.destroy_publisher(publisher)
+        self._outputs = []
+        self._forget()
 
     # Called by the inference thread.
 
     def on_chunk(self, chunk: ActionChunk) -> None:
         message = chunk_msg(ros_make, chunk, self.robot)
+        staleness = {"observation_age_s": (self.get_clock().now().nanoseconds - chunk.stamp_ns) / 1e9}
+        if chunk.camera_stamps_ns:
+            staleness["image_age_s"] = (chunk.stamp_ns - min(chunk.camera_stamps_ns.values())) / 1e9
         with self._lock:
+            self._staleness = staleness
             if self._handled == (chunk.episode_id, chunk.request_id, chunk.stamp_ns):
                 self._answer = message
         self._tell(self._chunk_pub, message)
+        self._diagnose()
 
     def on_loaded(self, policy: ChunkPolicy) -> None:
         with self._lock:
@@ -121,6 +140,8 @@ class PolicyNode(ManagedNode):
     def on_refused(self, offer: PolicyOffer, reason: str) -> None:
         with self._lock:
             self._rejected, self._message = offer.version or offer.path, reason
+            if self._offered == (offer.version, offer.sha256):
+                self._offered = None  # it may be mended, and announced again
             if self._policy is None:
                 self._state = PolicyStatus.STATE_ERROR
         self.get_logger().error(f"policy refused: {reason}")
@@ -136,7 +157,12 @@ class PolicyNode(ManagedNode):
 
     def _on_version(self, message: PolicyVersion) -> None:
         assert self._worker is not None
-        if self._policy is None or message.version != self._policy.version:
+        announced = (message.version, message.sha256)
+        with self._lock:
+            loaded = self._policy.version if self._policy else None
+            known = message.version == loaded if self._offered is None else announced == self._offered
+            self._offered = self._offered if known else announced
+        if not known:
             self._worker.submit(PolicyOffer(message.path, message.version, message.sha256, message.robot_hash))
 
     def _on_request(self, message: ChunkRequest) -> None:
@@ -251,6 +277,9 @@ class PolicyNode(ManagedNode):
 
     def _report(self) -> None:
         self._publish_status()
+        self._diagnose()
+
+    def _diagnose(self) -> None:
         worker = self._worker
         assert worker is not None
         levels = {
@@ -259,16 +288,18 @@ class PolicyNode(ManagedNode):
             PolicyStatus.STATE_ERROR: DiagnosticStatus.ERROR,
         }
         level = levels[self._state]
-        self.diagnose(
-            level[0] if isinstance(level, bytes) else level,
-            self._message or "answering",
-            version=self._policy.version if self._policy else "",
-            chunks=worker.chunks,
-            failures=self._failures,
-            waiting=len(self._waiting),
-            latency_p50_s=worker.latencies.quantile(0.5),
-            latency_p99_s=worker.latencies.quantile(0.99),
-        )
+        with self._while_heard():
+            self.diagnose(
+                level[0] if isinstance(level, bytes) else level,
+                self._message or "answering",
+                version=self._policy.version if self._policy else "",
+                chunks=worker.chunks,
+                failures=self._failures,
+                waiting=len(self._waiting),
+                latency_p50_s=worker.latencies.quantile(0.5),
+                latency_p99_s=worker.latencies.quantile(0.99),
+                **self._staleness,
+            )
 
     def _publish_status(self) -> None:
         worker = self._worker
@@ -286,9 +317,14 @@ class PolicyNode(ManagedNode):
         self._tell(self._status_pub, status)
 
     def _tell(self, publisher: Publisher, message: ActionChunkMsg | PolicyStatus) -> None:
-        """Publishes; an interrupt may come between two lines of the inference thread, and then there is nobody left to tell."""
-        try:
+        with self._while_heard():
             publisher.publish(message)
+
+    @contextmanager
+    def _while_heard(self) -> Iterator[None]:
+        """An interrupt may come between two lines of the inference thread, and then there is nobody left to tell."""
+        try:
+            yield
         except RCLError:
             if self.context.ok():
                 raise
