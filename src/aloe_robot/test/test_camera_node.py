@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -21,8 +22,11 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
 
 from aloe_core.messages import stamp_to_ns  # noqa: E402
 from aloe_core.observation import decode_image  # noqa: E402
+from aloe_core.supervisor import ros_arguments  # noqa: E402
+from aloe_robot.nodes.camera_node import CameraNode  # noqa: E402
 
-PROFILE = Path(__file__).resolve().parents[3] / "config" / "fastdds_large_images.xml"
+CONFIG = Path(__file__).resolve().parents[3] / "config"
+PROFILE, CALIBRATION = CONFIG / "fastdds_large_images.xml", CONFIG / "cameras" / "example_640x480.yaml"
 
 
 class Listener:
@@ -207,6 +211,29 @@ def test_life_cycle_by_service(listen, start_node, robot):
         assert change(Transition.TRANSITION_CLEANUP)
     assert not change(Transition.TRANSITION_ACTIVATE)  # not from here, and the node survives the question
     assert change(Transition.TRANSITION_CONFIGURE)
+
+
+def test_the_calibration_is_looked_for_beside_the_description_that_was_found(
+    ros_domain, robot, tmp_path, monkeypatch: pytest.MonkeyPatch
+):
+    """`$ALOE_ROBOTS` is looked into first; the description and its calibration lie in the folder after it."""
+    shipped = tmp_path / "share" / "aloe_bringup" / "config" / "robots"
+    shipped.mkdir(parents=True)
+    own = tmp_path / "own"
+    own.mkdir()
+    text = robot.read_text().replace("/dev/video97}", "mock, calibration: overhead.yaml}")
+    (shipped / "shipped.yaml").write_text(text.replace("width: 64, height: 48", "width: 640, height: 480"))
+    (shipped / "overhead.yaml").write_text(CALIBRATION.read_text())
+    monkeypatch.setenv("ALOE_ROBOTS", str(own))
+    monkeypatch.setenv("AMENT_PREFIX_PATH", os.pathsep.join((str(tmp_path), os.environ.get("AMENT_PREFIX_PATH", ""))))
+    rclpy.init(args=ros_arguments(parameters=[{"robot": "shipped", "camera": "overhead", "autostart": False}]))
+    node = CameraNode()
+    try:
+        node.configure()
+        assert node.calibration.camera_matrix.data[0] == 610.0
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
 
 
 def test_bad_input_ends_the_node_with_a_sentence(start_node, robot):

@@ -5,15 +5,13 @@ Pictures are captured in a thread (`aloe_robot.camera.Capture`); the executor is
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.clock import Clock, ClockType
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from aloe_core.errors import AloeError
 from aloe_core.messages import compressed_image_msg, header_msg, ros_make
-from aloe_core.robot import load_robot, robot_folder
+from aloe_core.robot import load_robot, robot_file
 from aloe_robot.calibration import Calibration, identity_calibration, load_calibration
 from aloe_robot.camera import Capture, Frame, encode_jpeg, fit, open_source, stale_after_s
 from aloe_robot.nodes.lifecycle import ManagedNode, run
@@ -70,9 +68,7 @@ class CameraNode(ManagedNode):
                 f"camera '{self.camera.name}' has no calibration; camera_info carries identity matrices"
             )
             return identity_calibration(self.camera)
-        robot = Path(self._robot_name)
-        folder = robot.parent if robot.suffix in (".yaml", ".yml") else robot_folder()
-        return load_calibration(folder / self.camera.calibration, self.camera)
+        return load_calibration(robot_file(self._robot_name).parent / self.camera.calibration, self.camera)
 
     def activate(self) -> None:
         self._wake = self.create_guard_condition(self._publish)
