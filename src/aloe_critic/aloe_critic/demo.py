@@ -12,6 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,13 @@ from aloe_core.statistics import success_text
 ALOE = [sys.executable, "-m", "aloe_core.cli"]
 EVALUATION_SEED = 10_000  # resets the policy is judged on; never collected from
 DEMONSTRATION_SEED = 100_000
+# [s] on two cores, as the run of the defaults in README.md took them: a guess for the person who waits, nothing depends on it.
+SECONDS_PER_DEMONSTRATION = 0.5
+SECONDS_PER_CLONING_STEP = 0.024  # of 128 chunks
+SECONDS_PER_EVALUATION = 0.14  # of one episode, two at a time
+SECONDS_PER_EPISODE = 4.5  # under ROS 2, with the operator
+SECONDS_PER_LEARNING_STEP = 0.031  # of critic or actor
+SECONDS_PER_REPORT = 12.0
 
 
 @dataclass(frozen=True)
@@ -49,13 +57,37 @@ class DemoConfig:
     jobs: int = 2  # processes for lockstep evaluation
 
 
+def expected_seconds(c: DemoConfig) -> dict[str, list[float]]:
+    """About how long each stage takes [s] on two cores, by name; a stage that is repeated has as many entries."""
+    learning = SECONDS_PER_LEARNING_STEP * (c.critic_steps + c.actor_steps)
+    return {
+        "demonstrations": [SECONDS_PER_DEMONSTRATION * c.demonstrations],
+        "cloning": [SECONDS_PER_CLONING_STEP * c.bc_steps],
+        "evaluation_before": [SECONDS_PER_EVALUATION * c.evaluation_episodes],
+        "episodes": [SECONDS_PER_EPISODE * c.episodes] * c.rounds,
+        "learning": [learning] * c.rounds,
+        "renewed": [SECONDS_PER_EPISODE * c.new_episodes],
+        "evaluation_after": [SECONDS_PER_EVALUATION * c.evaluation_episodes],
+        "report": [SECONDS_PER_REPORT],
+    }
+
+
+def about(seconds: float) -> str:
+    """A length of time as one says it."""
+    return f"about {seconds / 60:.0f} min" if seconds >= 90 else f"about {max(1.0, seconds):.0f} s"
+
+
 class Demo:
     """One run in `folder`, which must not exist."""
 
     def __init__(self, folder: Path, config: DemoConfig, launch: Path) -> None:
         self.folder, self.config, self.launch = folder, config, launch
         self.seconds: dict[str, float] = {}
-        self._stage, self._stages = 0, 6 + 2 * config.rounds
+        self._expected = expected_seconds(config)
+        self._left = sum(sum(stages) for stages in self._expected.values())  # [s] of the stages to come
+        self._stage, self._stages = 0, sum(map(len, self._expected.values()))
+        self._graph_process: subprocess.Popen[bytes] | None = None
+        self._command: subprocess.Popen[str] | None = None  # that runs now
         self._env = {
             **os.environ,
             "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",  # nobody else on the network sees this robot
@@ -73,6 +105,7 @@ class Demo:
         c, folder = self.config, self.folder
         bags, policy, run = folder / "bags", folder / "bc" / "policy", folder / "learner"
         folder.mkdir(parents=True)
+        print(f"{self._stages} stages, {about(self._left)} on two cores; results go to {folder}", flush=True)
         with self._stage_of("demonstrations", f"{c.demonstrations} episodes of the scripted expert"):
             self._aloe(
                 *("rollout", "--policy", "scripted", "--task", c.task, "--episodes", c.demonstrations),
@@ -106,9 +139,6 @@ class Demo:
             with self._stage_of("renewed", f"{c.new_episodes} episodes of the running robot with its newest policy"):
                 renewed = self._episodes("renewed", c.new_episodes, 1000 * c.seed + c.rounds * c.episodes)
         after = self._evaluate("after", Path(learned["checkpoint"]))
-        with self._stage_of("report", "figures and pages"):
-            self._aloe("report", run)
-        report = next(run.rglob("*.html"))
         rounds = [*collected, renewed]
         episodes = [episode for done in rounds for episode in done["episodes"]]
         summary = {
@@ -120,11 +150,24 @@ class Demo:
             "interventions": sum(e["interventions"] for e in episodes),
             "bags": str(bags),
             "policy_versions": versions,
-            "report": str(report),
+            "report": "",
             "config": c.__dict__,
             "wall_seconds": {name: round(s, 1) for name, s in self.seconds.items()},
         }
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        return self._report(summary, run, Path(learned["checkpoint"]).parent)
+
+    def _report(self, summary: dict[str, Any], run: Path, iteration: Path) -> dict[str, Any]:
+        """Writes the summary, then the critic's report, and the summary again with its page; without a critic there is none."""
+        file = self.folder / "summary.json"
+        file.write_text(json.dumps(summary, indent=2) + "\n")
+        with self._stage_of("report", "figures and pages"):
+            if not json.loads((iteration / "result.json").read_text())["critic"]:
+                print(f"    none: the method '{summary['config']['method']}' has no critic to report on", flush=True)
+                return summary
+            self._aloe("report", run)
+        took = {name: round(s, 1) for name, s in self.seconds.items()}
+        summary = summary | {"report": str(next(run.rglob("*.html"))), "wall_seconds": took}
+        file.write_text(json.dumps(summary, indent=2) + "\n")
         return summary
 
     def _evaluate(self, name: str, policy: Path) -> dict[str, Any]:
@@ -162,17 +205,25 @@ class Demo:
             *(f"policy:={policy}", f"task:={c.task}", f"operator:={c.operator}", "cameras:=false"),
             *("real_time_factor:=0", f"bags:={bags}", "learner:=true", f"run:={run}", f"params_file:={parameters}"),
         )
-        command = [*ALOE, "up", str(self.launch), *arguments]
-        print(f"\n$ {shown(command)} > {self.folder / 'graph.log'} &", flush=True)
-        with open(self.folder / "graph.log", "wb") as log:
+        command, file = [*ALOE, "up", str(self.launch), *arguments], self.folder / "graph.log"
+        print(f"\n$ {shown(command)} > {file} &", flush=True)
+        with open(file, "wb") as log:
             process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=self._env, start_new_session=True
             )
+        self._graph_process = process
+        threading.Thread(target=self._give_up_with, args=(process,), daemon=True).start()
         try:
             yield
             if process.poll() is not None:
-                raise AloeError(f"the graph ended by itself; see {self.folder / 'graph.log'}")
+                raise AloeError(f"the launched robot ended by itself; see {file}")
+        except AloeError as error:
+            if str(file) in str(error):
+                raise
+            reason = "the launched robot ended by itself; see" if process.poll() is not None else "its nodes write to"
+            raise AloeError(f"{error}; {reason} {file}") from error
         finally:
+            self._graph_process = None
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGINT)
             try:
@@ -180,15 +231,27 @@ class Demo:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
 
+    def _give_up_with(self, graph: subprocess.Popen[bytes]) -> None:
+        """A command that talks to a graph which has ended would wait for ever."""
+        graph.wait()
+        command = self._command
+        if command is not None and command.poll() is None:
+            command.terminate()
+
     @contextmanager
     def _stage_of(self, name: str, what: str) -> Iterator[None]:
         self._stage += 1
-        print(f"\n[{self._stage}/{self._stages}] {name.replace('_', ' ')}: {what}", flush=True)
+        expected = self._expected[name].pop()
+        title = f"[{self._stage}/{self._stages}] {name.replace('_', ' ')}"
+        print(f"\n{title}: {what}; {about(expected)}", flush=True)
         began = time.monotonic()
         yield
         seconds = time.monotonic() - began
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        print(f"    {seconds:.0f} s", flush=True)
+        self._left -= expected
+        to_come = self._stages - self._stage
+        left = f"; {to_come} {'stages' if to_come > 1 else 'stage'} left, {about(self._left)}" if to_come else ""
+        print(f"    {seconds:.0f} s{left}", flush=True)
 
     def _aloe(self, *arguments: object, quiet: bool = False) -> None:
         """Runs one command, its output indented below it; `quiet` shows the last line only."""
@@ -198,11 +261,15 @@ class Demo:
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=self._env, text=True
         ) as process:
+            self._command = process
+            if self._graph_process is not None and self._graph_process.poll() is not None:
+                process.terminate()
             assert process.stdout is not None
             for line in process.stdout:
                 last = line.rstrip()
                 if not quiet:
                     print(f"    {last}", flush=True)
+        self._command = None
         if quiet or process.returncode:
             print(f"    {last}", flush=True)
         if process.returncode:
@@ -224,5 +291,5 @@ def closing_lines(summary: dict[str, Any]) -> list[str]:
     episodes = [config["episodes"]] * config["rounds"] + [config["new_episodes"]]
     counts = [f"{round(rate * n)} of {n}" for rate, n in zip(summary["takeover_rates"], episodes, strict=True)]
     lines.append(f"take-overs     in {', '.join(counts)} episodes, round by round; {summary['interventions']} in all")
-    lines.append(f"report         {summary['report']}")
+    lines.append(f"report         {summary['report'] or 'none, for the method has no critic'}")
     return lines

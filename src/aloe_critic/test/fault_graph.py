@@ -17,7 +17,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from aloe_core import topics
 from aloe_core.chunk import NANOSECONDS
 from aloe_core.robot import load_robot
-from aloe_core.vocabulary import EventType, Mode, Termination
+from aloe_core.vocabulary import EventType, Mode, SafetyReason, Termination
 from aloe_msgs.msg import ControlState, EpisodeEvent, RecorderStatus, SafetyStatus
 from aloe_msgs.srv import StartEpisode, StopEpisode
 
@@ -56,6 +56,7 @@ class Graph:
         return self._start_node(package, name, parameters)
 
     def kill(self, name) -> None:
+        self.watched = self.safety.counters[SafetyReason.COMMAND_WATCHDOG]
         assert self.processes[name].stop(signal.SIGKILL) == -signal.SIGKILL
 
     def restart(self, name) -> None:
@@ -119,10 +120,22 @@ class Graph:
         change = np.abs(np.diff(commands, axis=0))[np.diff(ticks) == 1]
         assert (change <= self.robot.max_velocity * dt + 1e-9).all()
 
-    def assert_held(self, ticks=10) -> None:
-        """The last commands are all the same."""
-        commands = np.array([s.commanded for s in self.states[-ticks:]])
+    def assert_held(self, mark) -> None:
+        """All commands from the state number `mark` on are the same."""
+        commands = np.array([s.commanded for s in self.states[mark:]])
         np.testing.assert_array_equal(commands, np.broadcast_to(commands[-1], commands.shape))
+
+    def assert_watched_in_time(self) -> None:
+        """The policy had been gone for the watchdog time, and a tick, when the watchdog spoke; called once the policy is back.
+
+        In ticks without a row from the policy, less those in which the watchdog spoke, as the loop itself counts both: a busy machine ticks later, never more.
+        """
+        self.until(lambda: self.safety.reason != SafetyReason.COMMAND_WATCHDOG, "the watchdog is content")
+        driven = [s for s in self.states if s.episode_id == self.episode_id and Mode.POLICY in list(s.mode)]
+        gone = max(np.diff([s.starved_ticks for s in driven]))
+        silent = gone - (self.safety.counters[SafetyReason.COMMAND_WATCHDOG] - self.watched)
+        timeout = round(self.robot.safety.policy_timeout * self.robot.control_rate_hz)
+        assert silent <= timeout + 1, "the watchdog spoke late"
 
     def assert_next_episode_works(self, **request) -> None:
         """In simulated time an episode may have a limit; on hardware it is stopped once the arms have moved."""

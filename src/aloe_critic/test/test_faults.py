@@ -1,7 +1,9 @@
 # ruff: noqa: E402
 """One node after another is killed in the middle of an episode: the arms hold, somebody says why, a restart is all it takes to go on."""
 
+import os
 import signal
+import sys
 import time
 
 import numpy as np
@@ -11,6 +13,7 @@ import yaml
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
 
 from importlib.metadata import distribution
+from pathlib import Path
 
 from fault_graph import Graph
 from rclpy.context import Context
@@ -55,13 +58,14 @@ def test_killed_policy(simulated):
     mark = len(simulated.states)
     simulated.until(lambda: len(simulated.states) > mark + 20, "the loop goes on")
     assert list(simulated.states[-1].mode) == [Mode.HOLD] * 2
-    simulated.assert_held()
+    simulated.assert_held(mark)
     assert simulated.stopped() is None
     simulated.until(lambda: simulated.recorder.state == RecorderStatus.STATE_RECORDING, "the recorder records")
 
     simulated.restart("policy_node")
     simulated.until(lambda: Mode.POLICY in list(simulated.states[-1].mode), "the same episode goes on")
     assert simulated.states[-1].episode_id == simulated.episode_id
+    simulated.assert_watched_in_time()
     assert simulated.call(StopEpisode, topics.STOP_EPISODE).success
     assert len(read_episode(simulated.recorded())) > 50
     simulated.assert_smooth()
@@ -107,15 +111,41 @@ def test_killed_episode_node(simulated):
 def test_killed_simulator(simulated):
     simulated.begin("first", seed=1, time_limit=60.0)
     simulated.kill("sim_node")
+    stands = lambda: len({s.tick for s in simulated.states[-3:]}) == 1  # noqa: E731  # told again every second
+    simulated.until(lambda: stands() or simulated.stopped(), "the tick under way is done")
+    mark = len(simulated.states) - 1
     end = simulated.ended()
     assert Termination(end.termination_reason) == Termination.FAULT
     assert "sim_node" in end.message
     simulated.until(lambda: list(simulated.states[-1].mode) == [Mode.IDLE] * 2, "the arms are idle")
+    simulated.assert_held(mark)
     simulated.assert_smooth()
     assert len(read_episode(simulated.recorded())) >= 10
     simulated.restart("sim_node")
     simulated.assert_next_episode_works(seed=2)
     assert not read_episode(simulated.recorded()).problems
+
+
+def test_killed_policy_of_the_launched_robot(start_node, start_process, tmp_path):
+    """What a person gets who launches the robot: whatever dies of the policy is started again, and the episode goes on."""
+    launch = ("sim_robot.launch.yaml", "cameras:=false", "real_time_factor:=0.4", f"bags:={tmp_path}")
+    up = start_process([sys.executable, "-m", "aloe_core.cli", "up", *launch], name="aloe up")
+    graph = Graph(start_node, "aloha_sim", {})
+    graph.begin("first", seed=1, time_limit=60.0)
+    processes = Path(f"/proc/{up.pid}/task/{up.pid}/children").read_text().split()
+    (policy,) = [int(p) for p in processes if "__node:=policy_node" in Path(f"/proc/{p}/cmdline").read_text()]
+    os.kill(policy, signal.SIGKILL)
+    up.wait_for(r"policy_node-\d+ \(aloe_policy policy_node\) was killed by SIGKILL")
+    up.wait_for(r"policy_node-\d+ starts again")
+    graph.until(lambda: len(graph.states) and graph.states[-1].pending_requests, "the loop asks in vain")
+    driven = graph.driven()
+    graph.until(lambda: graph.driven() > driven + 60, "the same episode goes on, with new chunks")
+    assert graph.stopped() is None
+    assert graph.call(StopEpisode, topics.STOP_EPISODE).success
+    assert len(read_episode(graph.recorded())) > 60
+    graph.assert_smooth()
+    graph.close()
+    assert up.stop() == 0
 
 
 @pytest.fixture
@@ -161,7 +191,12 @@ def test_killed_robot_driver(hardware):
     assert hardware.safety.reason == SafetyReason.STALE_OBSERVATION
     mark = len(hardware.states)
     hardware.until(lambda: len(hardware.states) > mark + 20, "the loop goes on")
-    hardware.assert_held()
+    hardware.assert_held(mark)
+    blind = [s for s in hardware.states if s.header.stamp == hardware.states[-1].header.stamp]
+    patience = hardware.robot.safety.observation_stop_timeout * hardware.robot.control_rate_hz
+    assert sum(Mode.STOPPED not in list(s.mode) for s in blind) <= patience + 1, (
+        "a busy machine ticks later, never more"
+    )
     hardware.assert_smooth()
 
     last = hardware.states[-1].header.stamp

@@ -179,13 +179,14 @@ def test_killed_camera(watching):
     mark = len(watching.states)
     watching.until(lambda: len(watching.states) > mark + 20, "the loop goes on")
     assert list(watching.states[-1].mode) == [Mode.HOLD] * 2
-    watching.assert_held()
+    watching.assert_held(mark)
     assert watching.stopped() is None
     watching.until(lambda: watching.recorder.state == RecorderStatus.STATE_RECORDING, "the recorder records")
 
     watching.restart("camera_node")
     watching.until(lambda: list(watching.states[-1].mode) == [Mode.POLICY] * 2, "the same episode goes on")
     assert watching.states[-1].episode_id == watching.episode_id
+    watching.assert_watched_in_time()
     assert watching.call(StopEpisode, topics.STOP_EPISODE).success
     assert Termination(watching.ended().termination_reason) == Termination.OPERATOR
     audit = json.loads((Path(watching.recorded()) / "audit.json").read_text())
