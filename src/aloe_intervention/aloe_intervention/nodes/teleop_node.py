@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from functools import partial
 from itertools import zip_longest
-from pathlib import Path
 
 import numpy as np
 from geometry_msgs.msg import Twist
@@ -19,7 +18,7 @@ from sensor_msgs.msg import JointState, Joy
 
 from aloe_core import topics
 from aloe_core.messages import header_msg, ros_make, stamp_to_ns
-from aloe_core.robot import load_robot, robot_folder
+from aloe_core.robot import load_robot, robot_file
 from aloe_core.vocabulary import EventType
 from aloe_intervention.dead_man import DeadManConfig
 from aloe_intervention.episode_buttons import EpisodeButtons, EpisodeButtonsConfig
@@ -42,7 +41,7 @@ class TeleopNode(Node):
         super().__init__("teleop_node")
         spec = declare(self, "robot", "aloha_sim")
         self.robot = load_robot(spec)
-        folder = Path(spec).parent if Path(spec).suffix else robot_folder()
+        folder = robot_file(spec).parent
         self.lockstep = declare(self, "lockstep", False)
         self.gate = Gate(declare(self, "max_wait", 5.0))
         config, dead_man = declare_config(self, TeleopConfig), declare_config(self, DeadManConfig)
