@@ -241,6 +241,11 @@ def test_the_expectile_is_taken_over_executed_chunks_alone():
     batch["action_mask"][:2, 3:] = False  # cut: one goes on with the policy's rows, after the other nothing follows
     assert as_recorded(batch).tolist() == [False, True, True, True]
     assert as_recorded({k: v for k, v in batch.items() if k != "policy_action"}).all()
+    batch["policy_action"] = batch["policy_action"][
+        :, :, :3
+    ]  # a critic of three steps: all that it judges was executed
+    assert as_recorded(batch).all()
+    batch["policy_action"] = toy_batch(4)["policy_action"]
 
     method = make("bee")
     apart = {**batch, "state": batch["state"].clone()}

@@ -34,7 +34,7 @@ def ope(
     """Estimate the value of policies from bags that others collected, by up to four estimators side by side.
 
     Values are discounted returns from the first observation, in units of the scaled reward: 0 is best, -1 a success that never comes.
-    Intervals are over episodes; that of `fqe` does not know the critic's own error: compare its V with the return of the policy's own episodes, where there are.
+    Intervals are over episodes; that of `fqe` does not know the critic's own error: compare its V with the return of the policy's own episodes.
     An estimator that the data do not carry refuses and says why.
 
     Args:
