@@ -11,7 +11,7 @@ from aloe_core.robot import RobotDescription
 from aloe_intervention.dead_man import DeadManConfig
 from aloe_intervention.kinematics import arm_kinematics
 from aloe_intervention.operator_sim import OperatorConfig, SimulatedOperator
-from aloe_intervention.teleop import Stick, TeleopConfig, Teleoperator
+from aloe_intervention.teleop import SIMULATED_HANDS, Stick, TeleopConfig, Teleoperator
 from aloe_robot.control.records import TeleopInput
 from aloe_robot.expert.motion import GRIPPER
 from aloe_robot.sim.env import SimEnv
@@ -24,7 +24,7 @@ class LockstepOperator:
         robot: the simulated robot.
         task: name of the task.
         operator: how good the operator is.
-        teleop: how the sticks drive the arms.
+        teleop: how the sticks drive the arms; by default `SIMULATED_HANDS`.
         dead_man: when a take-over begins and ends.
     """
 
@@ -36,6 +36,7 @@ class LockstepOperator:
         teleop: TeleopConfig | None = None,
         dead_man: DeadManConfig | None = None,
     ) -> None:
+        teleop = teleop or SIMULATED_HANDS
         self._robot, self._teleop = robot, (teleop, dead_man)
         self._kinematics = {arm.name: arm_kinematics(robot, arm.name, Path()) for arm in robot.arms}
         self.operator = SimulatedOperator(robot, task, operator, teleop, dead_man)

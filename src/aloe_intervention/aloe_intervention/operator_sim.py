@@ -17,7 +17,7 @@ from aloe_core.errors import AloeError
 from aloe_core.robot import RobotDescription
 from aloe_intervention.dead_man import DeadManConfig
 from aloe_intervention.differential_ik import RADIAN_IN_METRES
-from aloe_intervention.teleop import Stick, TeleopConfig
+from aloe_intervention.teleop import SIMULATED_HANDS, Stick, TeleopConfig
 from aloe_robot.expert.expert import PLANS
 from aloe_robot.expert.grasping import Aim
 from aloe_robot.expert.kinematics import BASES
@@ -112,11 +112,11 @@ class SimulatedOperator:
         robot: the simulated robot.
         task: a task that the scripted expert has a plan for; the operator knows what to do, and does it by hand.
         config: how good it is.
-        teleop: how the sticks drive the arms: a practised operator has a feeling for it.
+        teleop: how the sticks drive the arms: a practised operator has a feeling for it. By default with a button for the home pose.
         dead_man: which buttons take over and give back.
 
     Raises:
-        AloeError: another robot, no plan for the task, the sticks drive in the tool's frame, or buttons do not take over.
+        AloeError: another robot, no plan for the task, the sticks drive in the tool's frame, or presses of buttons do not take over.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class SimulatedOperator:
         teleop: TeleopConfig | None = None,
         dead_man: DeadManConfig | None = None,
     ) -> None:
-        self.config, self._teleop = config or OperatorConfig(), teleop or TeleopConfig()
+        self.config, self._teleop = config or OperatorConfig(), teleop or SIMULATED_HANDS
         buttons = dead_man or DeadManConfig()
         if robot.simulator != "aloha":
             raise AloeError(
@@ -139,9 +139,10 @@ class SimulatedOperator:
             raise AloeError(
                 "the simulated operator steers in the frame of the base: set the teleoperation's frame to 'base'"
             )
-        if not buttons.engage_buttons or not buttons.release_buttons:
+        if not buttons.engage_buttons or not buttons.release_buttons or buttons.hold:
             raise AloeError(
-                "the simulated operator takes over and gives back by buttons: set engage_buttons and release_buttons"
+                "the simulated operator takes over and gives back by buttons: set engage_buttons and release_buttons, "
+                "not hold"
             )
         self._plan, self._dead_man, self._robot = PLANS[task], buttons, robot
         self._to_base = {arm: Rotation.from_euler("z", -yaw).as_matrix() for arm, (_, yaw) in BASES.items()}

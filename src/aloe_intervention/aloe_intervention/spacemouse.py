@@ -22,7 +22,7 @@ import numpy as np
 
 from aloe_core.errors import AloeError
 
-SILENCE = 0.3  # [s] our choice: a deflected stick reports every 8 to 16 ms, one that has lost its radio never again, while its receiver stays there
+SILENCE = 0.1  # [s] our choice: a deflected stick reports every 8 to 16 ms, one that has lost its radio never again, while its receiver stays there
 FULL_SCALE = 350.0  # largest value of an axis on every model
 AXES = ("x", "y", "z", "roll", "pitch", "yaw")
 _TRANSLATION, _ROTATION, _BUTTONS = 1, 2, 3

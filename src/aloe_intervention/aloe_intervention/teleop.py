@@ -35,7 +35,9 @@ class Stick:
 
     stamp_ns: int  # when the twist was received or made
     twist: np.ndarray  # float64 [6]: linear xyz, angular xyz; -1 .. 1 of full deflection
-    buttons: tuple[int, ...]  # 1: down
+    buttons: tuple[int, ...]  # 1: down, for gripper and home pose; a press shorter than a tick is one as well
+    held: tuple[int, ...] | None = None  # 1: down at this instant, for taking over; None: as `buttons`
+    held_ns: int | None = None  # when the message that says so was received or made; None: with the twist
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,8 @@ class TeleopConfig:
         gripper_speed: while a gripper button is down [openings/s].
         close_buttons: all down: the gripper closes. Nothing happens while the buttons to engage are down.
         open_buttons: all down: the gripper opens.
-        home_buttons: while all are down the joints go to the home pose at half their speed: the way out of a tangled arm.
+        home_buttons: while all are down the joints go to the home pose at half their speed: the way out of a tangled arm. Not with a wireless
+            mouse: a button that is down when the radio is lost stays down.
         stale_after: a twist older than this is fading [s].
         fade_time: time in which a stale twist fades to rest [s]; after that the arm holds.
     """
@@ -66,7 +69,7 @@ class TeleopConfig:
     gripper_speed: float = 2.0
     close_buttons: tuple[int, ...] = (0,)
     open_buttons: tuple[int, ...] = (1,)
-    home_buttons: tuple[int, ...] = (2,)
+    home_buttons: tuple[int, ...] = ()
     stale_after: float = 0.1
     fade_time: float = 0.1
 
@@ -80,6 +83,9 @@ class TeleopConfig:
             raise AloeError(
                 f"teleoperation: workspace_min {self.workspace_min} is not below workspace_max {self.workspace_max}"
             )
+
+
+SIMULATED_HANDS = TeleopConfig(home_buttons=(2,))  # the simulated operator untangles an arm by a third button
 
 
 class Teleoperator:
@@ -116,6 +122,15 @@ class Teleoperator:
         self._anchored = False
         self._stuck_s = 0.0
 
+    @property
+    def engaged(self) -> bool:
+        """Whether the operator has control of this arm."""
+        return self._dead_man.engaged
+
+    def follow(self, engaged: bool) -> None:
+        """Takes over or gives back because the operator did so with another arm."""
+        self._dead_man.follow(engaged)
+
     def cross(self, border_ns: int) -> None:
         """An episode began or ended at `border_ns`: whoever had control or held something down then loses it, however late the news comes.
 
@@ -125,30 +140,40 @@ class Teleoperator:
             self.reset()
 
     def step(
-        self, now_ns: int, stick: Stick | None, measured: np.ndarray, opening: float | None = None, conflict: str = ""
+        self,
+        now_ns: int,
+        stick: Stick | None,
+        measured: np.ndarray,
+        opening: float | None = None,
+        conflict: str = "",
+        stick_now_ns: int | None = None,
     ) -> TeleopInput:
         """What the operator wants this arm to do at time `now_ns`.
 
         Args:
+            now_ns: of the measurement.
             stick: newest state of the stick, None if there never was one.
             measured: joints and gripper of this arm as measured `[joints + gripper]`.
             opening: gripper opening last commanded. A gripper that holds something is opened further than it was told to close: starting from
                 the measurement would let go of it. None: start from the measurement.
             conflict: why the stick cannot be trusted, known from elsewhere; empty: it can.
+            stick_now_ns: current time of the clock that stamps sticks and episodes; None: it is that of the measurements.
         """
+        stick_now_ns = now_ns if stick_now_ns is None else stick_now_ns
         dt = 0.0 if self._last_ns is None else min(max((now_ns - self._last_ns) / 1e9, 0.0), MAX_DT)
         if self._last_ns is not None and now_ns < self._last_ns:
             self._free_ns = -1  # time began anew
         self._last_ns = now_ns
-        problem, share = (conflict, 0.0) if conflict else self._judge(now_ns, stick, measured)
+        problem, share = (conflict, 0.0) if conflict else self._judge(stick_now_ns, stick, measured)
         if problem or stick is None:
             self._anchored = False
             self._dead_man.interrupt()
             return TeleopInput(now_ns, self._dead_man.engaged, None, False, problem)
-        if not self._dead_man.update(stick.stamp_ns, now_ns, stick.twist, stick.buttons):
+        held = stick.buttons if stick.held is None else stick.held
+        if not self._dead_man.update(stick.stamp_ns, stick_now_ns, stick.twist, held, stick.held_ns):
             self._anchored = False
             if not any(stick.buttons) and np.abs(stick.twist).max() <= self._dead_man_config.rest_deflection:
-                self._free_ns = now_ns
+                self._free_ns = stick_now_ns
             return TeleopInput(now_ns, False)
         if not self._anchored:
             self._anchor(measured, opening)

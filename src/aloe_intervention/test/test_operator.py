@@ -244,6 +244,7 @@ def test_it_sees_a_drop_a_push_and_a_standstill(env):
         (lambda: SimulatedOperator(load_robot("bimanual_ur5e"), "transfer_cube"), "has no simulator"),
         (lambda: SimulatedOperator(ROBOT, "transfer_cube", teleop=TeleopConfig(frame="tool")), "frame to 'base'"),
         (lambda: SimulatedOperator(ROBOT, "transfer_cube", dead_man=DeadManConfig(engage_buttons=())), "by buttons"),
+        (lambda: SimulatedOperator(ROBOT, "transfer_cube", dead_man=DeadManConfig(hold=True)), "not hold"),
         (lambda: OperatorConfig(speed=0.0), "speed"),
         (lambda: OperatorConfig(unsteadiness=-1.0), "unsteadiness"),
     ],

@@ -213,9 +213,14 @@ class Run:
 
     def engage(self):
         self.tick()
-        self.tick(buttons=(1, 1, 0))
+        self.press()
         assert self.tick().engaged
         return self
+
+    def press(self):
+        """Both buttons, for as long as it takes to take over."""
+        self.tick(buttons=(1, 1, 0))
+        return self.tick(buttons=(1, 1, 0))
 
     @property
     def tool(self):
@@ -264,7 +269,7 @@ def test_engaging_again_anchors_again():
     run.tick(buttons=(1, 1, 0))
     run.tick()
     run.measured[:6] = HOME[:6] - 0.2  # the policy has moved it meanwhile
-    run.tick(buttons=(1, 1, 0))
+    run.press()
     np.testing.assert_allclose(run.tick().positions[:6], HOME[:6] - 0.2, atol=1e-6)
 
 
@@ -273,9 +278,9 @@ def test_a_border_between_episodes_ends_the_take_over_it_meets():
     border = run.now
     run.tick()
     run.operator.cross(border)
-    assert not run.tick(buttons=(1, 1, 0)).engaged, "held since before: let go first"
+    assert not run.press().engaged, "held since before: let go first"
     run.tick()
-    assert run.tick(buttons=(1, 1, 0)).engaged
+    assert run.press().engaged
 
 
 def test_late_and_repeated_news_of_a_border_leaves_the_take_over_after_it_alone():
@@ -283,7 +288,7 @@ def test_late_and_repeated_news_of_a_border_leaves_the_take_over_after_it_alone(
     run.tick()
     border = run.now
     run.tick()
-    run.tick(buttons=(1, 1, 0))
+    run.press()
     for _ in range(2):
         run.operator.cross(border)
         assert run.tick().engaged
@@ -349,8 +354,42 @@ def test_the_gripper_follows_its_buttons_from_where_it_was_commanded():
     assert run.tick(buttons=(1, 1, 0)).positions is None, "both together give back"
 
 
-def test_the_home_button_untangles_the_arm():
+def test_buttons_pressed_one_after_the_other_within_a_tick_open_and_close_and_take_nothing_over():
     run = Run()
+    run.tick()
+    for _ in range(10):
+        run.now += TICK
+        stick = Stick(run.now, np.zeros(6), (1, 1, 0), (0, 1, 0), run.now)
+        assert not run.operator.step(run.now, stick, run.measured).engaged
+    run.engage()
+    run.now += TICK
+    assert run.operator.step(run.now, Stick(run.now, np.zeros(6), (1, 1, 0), (0, 1, 0), run.now), run.measured).engaged
+
+
+def test_with_hold_an_arm_moves_and_grips_while_the_button_is_held():
+    run = Run(dead_man=DeadManConfig(engage_buttons=(2,), hold=True))
+    run.tick()
+    run.tick(buttons=(0, 0, 1))
+    run.tick(buttons=(0, 0, 1))
+    start = run.tool[0][0]
+    for _ in range(25):
+        wish = run.tick([1, 0, 0, 0, 0, 0], buttons=(1, 0, 1))
+    assert run.tool[0][0] > start + 0.05
+    assert wish.positions[6] == 0.0
+    assert not run.tick([1, 0, 0, 0, 0, 0]).engaged
+
+
+def test_the_age_of_the_stick_is_judged_by_the_clock_that_stamped_it():
+    for offset in (-(10**9), 0, 10**9):  # of the driver that stamps the measurements
+        operator, zero = Teleoperator(ARM, KINEMATICS["left"]), np.zeros(6)
+        for age, fine in ((0.0, True), (0.15, True), (0.21, False)):
+            now = 5 * 10**9
+            wish = operator.step(now + offset, Stick(now - round(age * 1e9), zero, ()), HOME, stick_now_ns=now)
+            assert (wish.healthy, wish.stamp_ns) == (fine, now + offset)
+
+
+def test_the_home_button_untangles_the_arm():
+    run = Run(TeleopConfig(home_buttons=(2,)))
     run.measured[:6] = [2.5, -0.5, 0.5, 3.0, 1.0, -2.0]
     run.engage()
     before = run.measured

@@ -27,6 +27,7 @@ from aloe_core.vocabulary import EventType, Mode, Outcome, Source
 from aloe_intervention.lockstep import LockstepOperator
 from aloe_intervention.nodes.teleop_node import TeleopNode
 from aloe_intervention.operator_sim import OperatorConfig
+from aloe_intervention.teleop import Stick
 from aloe_msgs.msg import ActionChunk, ChunkRequest, ControlState, EpisodeEvent, TaskState, TeleopCommand, Transition
 from aloe_msgs.srv import StartEpisode
 from aloe_robot.rollout import Lockstep
@@ -189,6 +190,75 @@ def test_joint_states_without_stamps_and_those_of_a_clock_that_begins_anew_are_a
         assert abs(stamp - node.get_clock().now().nanoseconds) < 60 * second
         time.sleep(half_tick / second)
         assert len(answers(0)) == 1
+
+
+class Desk:
+    """A teleoperation that nobody spins: sticks and joint states are handed to it, `sent` holds what each arm was answered last."""
+
+    def __init__(self, node: TeleopNode) -> None:
+        self.node, self.sent, self.stamp_ns = node, {}, 10**9
+        for arm in ROBOT.arm_names:
+            node.publishers_[arm] = SimpleNamespace(publish=lambda m, arm=arm: self.sent.update({arm: m}))
+
+    def tick(self, **joys) -> dict[str, bool]:
+        """Joy messages by arm, the buttons of each, then a twist, then a joint state; who has control."""
+        for arm in ROBOT.arm_names:
+            for buttons in joys.get(arm, [(0, 0)]):
+                self.node._on_joy(arm, Joy(buttons=list(buttons)))
+            self.node._on_twist(arm, Twist())
+        self.stamp_ns += ROBOT.control_dt_ns
+        positions = ROBOT.to_device(ROBOT.home)
+        self.node._on_joint_state(joint_state_msg(ros_make, self.stamp_ns, ROBOT.action_names, positions))
+        return {arm: m.engaged for arm, m in self.sent.items()}
+
+
+BOTH_DOWN = [(1, 1)]
+PATIENT = {"stale_after": 3600.0}  # [s] for a machine that stands still now and then
+
+
+def test_presses_within_one_tick_are_a_chord_only_where_the_buttons_are_down_together(ros_domain):
+    with node_here(TeleopNode, **PATIENT) as node:
+        desk = Desk(node)
+        desk.tick()
+        for _ in range(5):
+            assert not desk.tick(left=[(1, 0), (0, 0), (0, 1)])["left"]
+            assert not desk.tick(left=[(1, 1), (0, 0)])["left"]
+        assert not desk.tick(left=BOTH_DOWN)["left"]
+        assert not desk.tick(left=[])["left"], "no further message, no further sample"
+        assert desk.tick(left=BOTH_DOWN) == {"left": True, "right": False}
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_with_engage_together_one_stick_takes_over_and_gives_back_all_arms(ros_domain, hold):
+    with node_here(TeleopNode, engage_together=True, hold=hold, **PATIENT) as node:
+        desk = Desk(node)
+        desk.tick()
+        both, neither = dict.fromkeys(ROBOT.arm_names, True), dict.fromkeys(ROBOT.arm_names, False)
+        for arm in ROBOT.arm_names:  # the answer of the arms before it in a tick comes with the next
+            for _ in range(3):
+                desk.tick(**{arm: BOTH_DOWN})
+            assert desk.tick(**{arm: BOTH_DOWN}) == both
+            desk.tick()
+            if not hold:
+                assert desk.tick() == both
+                desk.tick(**{arm: BOTH_DOWN})
+                desk.tick(**{arm: BOTH_DOWN})
+            assert desk.tick() == neither
+
+
+@pytest.mark.parametrize("offset", [-3600, 3600])
+def test_a_driver_whose_clock_is_wrong_neither_hides_nor_feigns_a_silent_stick(ros_domain, offset):
+    with node_here(TeleopNode, **PATIENT) as node:
+        desk, hour = Desk(node), 3600 * 10**9
+        desk.stamp_ns = node.get_clock().now().nanoseconds + 2 * offset * 10**9
+        desk.tick()
+        assert [(m.healthy, m.message) for m in desk.sent.values()] == [(True, "")] * 2
+        assert stamp_to_ns(desk.sent["left"].header.stamp) == desk.stamp_ns
+        stick = node.sticks["left"]
+        node._on_twist = lambda *_: None
+        node.sticks["left"] = Stick(stick.stamp_ns - 2 * hour, stick.twist, stick.buttons)
+        desk.tick(left=[])
+        assert desk.sent["left"].message.startswith("nothing from the SpaceMouse for 7200")
 
 
 class Hands:

@@ -22,7 +22,7 @@ from aloe_intervention.dead_man import DeadManConfig
 from aloe_intervention.gate import Gate
 from aloe_intervention.operator_sim import OperatorConfig, SimulatedOperator
 from aloe_intervention.operators import operator_config
-from aloe_intervention.teleop import Stick, TeleopConfig
+from aloe_intervention.teleop import SIMULATED_HANDS, Stick, TeleopConfig
 from aloe_msgs.msg import TaskState, TeleopCommand
 from aloe_robot.nodes.lifecycle import spin
 from aloe_robot.nodes.parameters import declare, declare_config
@@ -33,7 +33,7 @@ class OperatorNode(Node):
     """One `SimulatedOperator`.
 
     Parameters: `robot`, `operator` (a name in `operators`), `lockstep`, `max_wait` [s], those of `OperatorConfig`, and those of
-    `teleop_node`, to be given alike.
+    `teleop_node`, to be given alike: `home_buttons` are [2] here, and in `teleop_node` where it is in lockstep.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class OperatorNode(Node):
         self.gate = Gate(declare(self, "max_wait", 5.0))
         who = operator_config(declare(self, "operator", "practised"))
         self.config = declare_config(self, OperatorConfig, who)
-        self.hands = declare_config(self, TeleopConfig), declare_config(self, DeadManConfig)
+        self.hands = declare_config(self, TeleopConfig, SIMULATED_HANDS), declare_config(self, DeadManConfig)
         self.env: SimEnv | None = None
         self.operator: SimulatedOperator | None = None
         self.episode_id = ""

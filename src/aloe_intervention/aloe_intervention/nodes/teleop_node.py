@@ -1,7 +1,8 @@
 """SpaceMouse to joint targets: one `TeleopCommand` per arm for every joint state, stamped as the joint state is, or with the time where it has no stamp.
 
-On hardware the newest stick counts. With `lockstep` (simulation with `operator_node`) a joint state of time t is answered with the sticks of time t,
-taken from `Joy`, whose stamp tells: the result then does not depend on when messages arrive.
+On hardware the newest stick counts, and by this node's own clock, which stamps the sticks, is judged whether it is stale. With `lockstep` (simulation
+with `operator_node`) a joint state of time t is answered with the sticks of time t, taken from `Joy`, whose stamp tells: the result then does not depend
+on when messages arrive.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from aloe_intervention.episode_buttons import EpisodeButtons, EpisodeButtonsConf
 from aloe_intervention.gate import Gate
 from aloe_intervention.kinematics import arm_kinematics
 from aloe_intervention.nodes.episode_calls import EpisodeCalls
-from aloe_intervention.teleop import Stick, TeleopConfig, Teleoperator
+from aloe_intervention.teleop import SIMULATED_HANDS, Stick, TeleopConfig, Teleoperator
 from aloe_msgs.msg import ControlState, EpisodeEvent, TeleopCommand
 from aloe_robot.nodes.lifecycle import spin
 from aloe_robot.nodes.parameters import declare, declare_config
@@ -35,7 +36,7 @@ WATCH_PERIOD = 0.2  # [s] wall time between looks at other publishers, and at a 
 
 
 class TeleopNode(Node):
-    """One `Teleoperator` per arm. Parameters: `robot`, `lockstep`, `max_wait` [s], and those of the configuration dataclasses."""
+    """One `Teleoperator` per arm. Parameters: `robot`, `lockstep`, `max_wait` [s], `engage_together`, and those of the configuration dataclasses."""
 
     def __init__(self) -> None:
         super().__init__("teleop_node")
@@ -44,7 +45,11 @@ class TeleopNode(Node):
         folder = robot_file(spec).parent
         self.lockstep = declare(self, "lockstep", False)
         self.gate = Gate(declare(self, "max_wait", 5.0))
-        config, dead_man = declare_config(self, TeleopConfig), declare_config(self, DeadManConfig)
+        # Whoever takes over or gives back an arm does so for all.
+        self.together = declare(self, "engage_together", False)
+        # The simulated operator, for whom lockstep is, untangles arms by a button.
+        hands = SIMULATED_HANDS if self.lockstep else None
+        config, dead_man = declare_config(self, TeleopConfig, hands), declare_config(self, DeadManConfig)
         self.arms = {
             arm.name: Teleoperator(arm, arm_kinematics(self.robot, arm.name, folder), config, dead_man)
             for arm in self.robot.arms
@@ -55,7 +60,8 @@ class TeleopNode(Node):
         self.commanded: np.ndarray | None = None
         self.control_ns = -1
         self.sticks: dict[str, Stick | None] = dict.fromkeys(self.arms)
-        self.buttons: dict[str, tuple[int, ...]] = dict.fromkeys(self.arms, ())  # down now
+        self.buttons: dict[str, tuple[int, ...]] = dict.fromkeys(self.arms, ())  # down now,
+        self.buttons_ns: dict[str, int | None] = dict.fromkeys(self.arms)  # says the message of this time
         self.presses: dict[str, tuple[int, ...]] = dict.fromkeys(
             self.arms, ()
         )  # down at any time since the last command
@@ -95,7 +101,8 @@ class TeleopNode(Node):
 
     def _on_twist(self, arm: str, m: Twist) -> None:
         twist = np.array([m.linear.x, m.linear.y, m.linear.z, m.angular.x, m.angular.y, m.angular.z])
-        self.sticks[arm] = Stick(self.get_clock().now().nanoseconds, twist, self.presses[arm])
+        now = self.get_clock().now().nanoseconds
+        self.sticks[arm] = Stick(now, twist, self.presses[arm], self.buttons[arm], self.buttons_ns[arm])
 
     def _on_joy(self, arm: str, message: Joy) -> None:
         self.buttons[arm] = buttons = tuple(message.buttons)
@@ -112,10 +119,11 @@ class TeleopNode(Node):
             self.sticks[arm] = Stick(stamp_to_ns(message.header.stamp), np.array(message.axes, np.float64), buttons)
             self._step()
             return
-        # A press shorter than a tick counts as well.
+        # A press shorter than a tick moves the gripper as well; for taking over counts what is down at one instant.
         self.presses[arm] = tuple(a | b for a, b in zip_longest(self.presses[arm], buttons, fillvalue=0))
+        self.buttons_ns[arm] = now = self.get_clock().now().nanoseconds
         if stick is not None:
-            self.sticks[arm] = Stick(stick.stamp_ns, stick.twist, self.presses[arm])
+            self.sticks[arm] = Stick(stick.stamp_ns, stick.twist, self.presses[arm], buttons, now)
 
     def _on_event(self, message: EpisodeEvent) -> None:
         """An episode begins and ends with nobody in control."""
@@ -170,7 +178,12 @@ class TeleopNode(Node):
         opening = None
         if has_gripper and self.commanded is not None:
             opening = float(self.commanded[self.spans[arm].stop - 1])
-        wish = self.arms[arm].step(stamp_ns, self.sticks[arm], measured, opening, self.conflicts[arm])
+        now = stamp_ns if self.lockstep else self.get_clock().now().nanoseconds
+        before = self.arms[arm].engaged
+        wish = self.arms[arm].step(stamp_ns, self.sticks[arm], measured, opening, self.conflicts[arm], now)
+        if self.together and wish.engaged != before:
+            for other in self.arms.values():
+                other.follow(wish.engaged)
         self.stepped_ns[arm] = stamp_ns
         self.presses[arm] = self.buttons[arm]
         if wish.message != self.messages[arm]:
