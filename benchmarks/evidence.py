@@ -63,6 +63,7 @@ VARIANTS = {
     "aloe_clip3": Variant("aloe", {"clip": 3.0}, best_of=8),
     "aloe_flat": Variant("aloe", {"clip": 0.0}),  # every chunk that did not fail counts alike: what weights add
     "awr_clip1": Variant("awr", {"clip": 1.0}),  # AWR with ALOE's clip
+    "awr_masked": Variant("awr", {"clip": 1.0, "learn_from_failures": False}),  # and with its mask of failures
     "state_td": Variant("state_td"),  # without action-level evaluation
     "monte_carlo_q": Variant("monte_carlo_q"),  # without off-policy bootstrapping
     "bee": Variant("bee"),

@@ -38,6 +38,7 @@ NAMES = {
     "aloe_n15": "ALOE, back-ups of 15 steps",
     "aloe_n50": "ALOE, critic and back-ups of all 50 steps",
     "awr_clip1": "AWR, exponents up to 1",
+    "awr_masked": "AWR, exponents up to 1, failed fragments teach the value only",
     "state_td": "without action-level evaluation",
     "monte_carlo_q": "without off-policy bootstrapping",
 }

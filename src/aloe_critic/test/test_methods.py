@@ -86,6 +86,16 @@ def test_aloe_learns_from_no_failure_whoever_drove():
     assert (make("aloe", learn_from_failures=True).weights(advantage, human) > 0).all()
 
 
+def test_awr_learns_from_all_data_unless_told_otherwise():
+    outcomes = [Outcome.SUCCESS, Outcome.FAILURE, Outcome.TIMEOUT, Outcome.UNLABELLED]
+    advantage = torch.tensor([0.1, 5.0, 5.0, -0.1])
+    like_aloe = {"clip": 1.0, "learn_from_failures": False}
+    for source in (Source.HUMAN, Source.POLICY):
+        seen = facts([source] * 4, outcomes)
+        assert (make("awr").weights(advantage, seen) > 0).all()
+        assert torch.equal(make("awr", **like_aloe).weights(advantage, seen), make("aloe").weights(advantage, seen))
+
+
 def test_bee_at_its_ends_is_aloe_and_iql_bit_by_bit():
     batch = toy_batch()
 

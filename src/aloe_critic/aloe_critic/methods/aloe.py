@@ -191,7 +191,7 @@ class Aloe(Method):
         """Eq. 11 for every sample the protocol lets train the policy."""
         use = facts.train_policy
         if not self.config.learn_from_failures:
-            use = use & (facts.success | (facts.human & ~facts.failed))
+            use = use & facts.example
         scale = advantage_N[use].std(correction=0).clamp_min(1e-6) if self.config.normalise and use.any() else 1.0
         return advantage_weight(advantage_N / scale, self.config.beta, self.config.clip) * use
 

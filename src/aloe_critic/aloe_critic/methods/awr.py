@@ -22,6 +22,7 @@ class AwrConfig:
 
     beta: Positive = 1.0  # temperature, in units of the advantages' deviation
     clip: NotNegative = 3.0  # limit of |advantage / beta|
+    learn_from_failures: bool = True  # chunks of failed fragments teach the actor too; paper; false: as ALOE does
 
 
 class Awr(Method):
@@ -49,5 +50,6 @@ class Awr(Method):
         return {"q": q, "v": v, "advantage": (q - v).nan_to_num(), "head_std": torch.zeros_like(v)}
 
     def weights(self, advantage_N: Tensor, facts: SampleFacts) -> Tensor:
-        scale = advantage_N[facts.train_policy].std(correction=0).clamp_min(1e-6) if facts.train_policy.any() else 1.0
-        return advantage_weight(advantage_N / scale, self.config.beta, self.config.clip) * facts.train_policy
+        use = facts.train_policy if self.config.learn_from_failures else facts.train_policy & facts.example
+        scale = advantage_N[use].std(correction=0).clamp_min(1e-6) if use.any() else 1.0
+        return advantage_weight(advantage_N / scale, self.config.beta, self.config.clip) * use

@@ -69,6 +69,11 @@ class SampleFacts:
         """bool `[N]`: the fragment itself ended in a failure or ran out of time."""
         return (self.outcome == Outcome.FAILURE) | (self.outcome == Outcome.TIMEOUT)
 
+    @property
+    def example(self) -> Tensor:
+        """bool `[N]`: worth imitating as it is, neither failed nor driven by the policy to no outcome."""
+        return self.success | (self.human & ~self.failed)
+
 
 class Method(nn.Module, ABC):
     """One way to improve a policy from replay. Subclasses say what they need and override what they do differently."""
