@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgpack
@@ -400,6 +401,7 @@ def client(folder: Path) -> Reader:
     frames: list[bytes | str] = []
 
     class Connection:
+        socket = SimpleNamespace(setsockopt=lambda *_: None)
         send = staticmethod(lambda frame: None)
         recv = staticmethod(lambda timeout: frames.pop(0))
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import struct
 from contextlib import ExitStack
+from socket import SO_SNDTIMEO, SOL_SOCKET
 from typing import Any
+from urllib.parse import parse_qsl
 
 import numpy as np
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
@@ -25,7 +28,7 @@ class RemotePolicy:
         url: `ws://host:port`.
         robot: the robot to drive.
         api_key: sent as `Authorization: Api-Key ...`; empty: none.
-        timeout: longest wait for a connection or an answer [s].
+        timeout: longest wait for a connection, for taking an observation, and for an answer [s].
         horizon: rows of a chunk; only for servers that do not say (openpi's).
         cameras: camera -> its name at the server; only for servers that do not say.
         image_size: side of the square images [pixel]; only for servers that do not say.
@@ -41,14 +44,14 @@ class RemotePolicy:
         cameras: dict[str, str] | None = None,
         image_size: int = 224,
     ) -> None:
-        """Raises `AloeError` when there is no server, or one for another robot."""
+        """Raises `AloeError` when there is no server, or one for another robot, or the robot has no such camera."""
         self.url, self.robot, self.timeout = url, robot, timeout
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else {}
         self._connection: ClientConnection | None = None
         self._open = ExitStack()  # closes the connection
         self._aloe = False
         self.version, self.horizon = f"remote-{url}", horizon
-        self.camera_names = cameras or {}
+        self.camera_names = {robot.camera(camera).name: name for camera, name in (cameras or {}).items()}
         self.image_size: tuple[int, int] | None = (image_size, image_size)
         self.uses_task_state = False
         self._connect()
@@ -114,26 +117,34 @@ class RemotePolicy:
             raise AloeError(f"{self.url} is no policy server: {error}") from None
         except OSError as error:  # TimeoutError among them
             raise AloeError(f"policy server {self.url} cannot be reached: {error or 'timed out'}") from None
-        self._connection = connection
+        # A server that has stopped would keep `send` for ever; `settimeout` would end the thread that receives.
+        seconds, rest = divmod(self.timeout, 1)
         try:
+            connection.socket.setsockopt(SOL_SOCKET, SO_SNDTIMEO, struct.pack("@ll", int(seconds), int(rest * 1e6)))
             metadata = unpack(connection.recv(self.timeout), f"policy server {self.url}")
-        except (TimeoutError, ConnectionClosed):
+            if isinstance(metadata.get("aloe"), dict):
+                self._adopt(metadata["aloe"])
+            elif self._aloe:
+                raise AloeError(
+                    f"policy server {self.url} no longer says what it drives; another one has taken its place"
+                )
+        except (OSError, ConnectionClosed):  # TimeoutError among them, and a socket that is closed already
             self.close()
             raise AloeError(f"policy server {self.url} said nothing within {self.timeout:g} s of connecting") from None
-        if isinstance(metadata.get("aloe"), dict):
-            self._adopt(metadata["aloe"])
+        except AloeError:
+            self.close()
+            raise
+        self._connection = connection
 
     def _adopt(self, facts: dict[str, Any]) -> None:
-        """Takes over what one of our own servers says of its policy."""
+        """Takes over what one of our own servers says of its policy; raises `AloeError` when it is not for this robot."""
         names = facts.get("action_names")
         if names != list(self.robot.action_names):
-            self.close()
             raise AloeError(
                 f"policy server {self.url} drives joints {names}, robot '{self.robot.name}' has {list(self.robot.action_names)}"
             )
         robot_hash = facts.get("robot_hash")
         if robot_hash and robot_hash != self.robot.hash:
-            self.close()
             raise AloeError(
                 f"policy server {self.url} drives a robot with hash {robot_hash}, robot '{self.robot.name}' has hash {self.robot.hash}: "
                 "arms, control rate or cameras differ"
@@ -145,7 +156,6 @@ class RemotePolicy:
             self.image_size = (int(size[0]), int(size[1])) if size else None
             self.uses_task_state = bool(facts["uses_task_state"])
         except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-            self.close()
             raise AloeError(f"policy server {self.url} describes itself wrongly: {error!r}") from None
         self._aloe = True
 
@@ -156,7 +166,9 @@ class RemotePolicy:
         for camera in self.camera_names:
             if camera not in observation.images:
                 raise AloeError(f"policy {self.version} needs an image of camera '{camera}', the observation has none")
-        message["images"] = {name: observation.images[camera] for camera, name in self.camera_names.items()}
+        images = {name: observation.images[camera] for camera, name in self.camera_names.items()}
+        # openpi's servers of robots like ours (its AlohaInputs) read [3, h, w] and nothing else
+        message["images"] = images if self._aloe else {name: image.transpose(2, 0, 1) for name, image in images.items()}
         if self._aloe:
             message["seed"] = seed
             if self.uses_task_state:
@@ -169,12 +181,17 @@ class RemotePolicy:
         if self._connection is None:
             self._connect()
         assert self._connection is not None
-        self._connection.send(frame)
         try:
+            self._connection.send(frame)
             return self._connection.recv(self.timeout)
+        except ConnectionClosed as error:
+            if not isinstance(error.__cause__, BlockingIOError):  # which is how SO_SNDTIMEO ends
+                raise
+            problem = "take the observation"
         except TimeoutError:
-            self.close()  # an answer that comes later must not be taken for the next one
-            raise AloeError(f"policy server {self.url} did not answer within {self.timeout:g} s") from None
+            problem = "answer"
+        self.close()  # an answer that comes later must not be taken for the next one
+        raise AloeError(f"policy server {self.url} did not {problem} within {self.timeout:g} s")
 
     def _chunk(self, answer: dict[str, Any]) -> np.ndarray:
         actions = answer.get("actions")
@@ -191,12 +208,33 @@ class RemotePolicy:
         return actions.astype(np.float32)
 
 
-def load_policy(spec: str, robot: RobotDescription, **options: Any) -> RemotePolicy:
+def load_policy(spec: str, robot: RobotDescription, device: str = "", **options: Any) -> RemotePolicy:
     """The policy `remote:ws://host:port` (`remote`: this machine); `options` as `RemotePolicy` takes them.
 
+    What a server of openpi's does not say follows a `?`, as in `remote:ws://host:8000?cameras=overhead:cam_high,left_wrist&horizon=50&image_size=224`:
+    cameras with their names at the server where those differ.
+
     Raises:
-        AloeError: see `RemotePolicy`.
+        AloeError: such an option is unknown or wrong, or `device` is given; otherwise see `RemotePolicy`.
     """
-    url = spec.partition(":")[2] or f"ws://127.0.0.1:{DEFAULT_PORT}"
+    if device:
+        raise AloeError(f"'{spec}' computes where its server runs: give the device '{device}' to `aloe serve` there")
+    url, _, query = spec.partition(":")[2].partition("?")
     options.setdefault("api_key", os.environ.get(API_KEY_VARIABLE, ""))
-    return RemotePolicy(url, robot, **options)
+    return RemotePolicy(url or f"ws://127.0.0.1:{DEFAULT_PORT}", robot, **options, **_told(spec, query))
+
+
+def _told(spec: str, query: str) -> dict[str, Any]:
+    """The options of `RemotePolicy` in a URL's query."""
+    told: dict[str, Any] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key not in ("cameras", "horizon", "image_size") or key in told:
+            raise AloeError(f"'{spec}': '{key}' is unknown or there twice; known are cameras, horizon and image_size")
+        if key == "cameras":
+            pairs = [pair.partition(":") for pair in value.split(",")]
+            told[key] = {camera: name or camera for camera, _, name in pairs}
+        elif value.isascii() and value.isdigit() and 0 < int(value) < 10_000:
+            told[key] = int(value)
+        else:
+            raise AloeError(f"'{spec}': {key} must be a whole number from 1 to 9999, not '{value}'")
+    return told

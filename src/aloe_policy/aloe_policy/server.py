@@ -27,6 +27,7 @@ from aloe_core.robot import RobotDescription
 from aloe_policy.wire import DEFAULT_PORT, MAX_FRAME_BYTES, pack, unpack
 
 logger = logging.getLogger(__name__)
+MAX_PROMPT = 2000  # characters; our choice: no instruction is longer, and each one is encoded
 
 
 class PolicyServer:
@@ -142,7 +143,7 @@ def observation_from(message: dict[str, Any], policy: ChunkPolicy, robot: RobotD
     """The observation in a frame.
 
     Raises:
-        AloeError: a value is missing, of another type or shape, or not finite; the message names its key.
+        AloeError: a value is missing, of another type or shape, too long or not finite; the message names its key.
     """
     images = message.get("images", {})
     if not isinstance(images, dict):
@@ -165,6 +166,8 @@ def observation_from(message: dict[str, Any], policy: ChunkPolicy, robot: RobotD
     prompt = message.get("prompt", "")
     if not isinstance(prompt, str):
         raise AloeError("observation: 'prompt' is not a text")
+    if len(prompt) > MAX_PROMPT:
+        raise AloeError(f"observation: 'prompt' has {len(prompt)} characters, more than {MAX_PROMPT}")
     task = {key: _array(message, key, (None,)) for key in ("object_state", "sim_state") if message.get(key) is not None}
     return Observation(
         stamp_ns=0,

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import queue
+import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,14 +21,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
-from websockets.sync.server import serve
+from websockets.sync.server import ServerConnection, serve
 
 from aloe_core.errors import AloeError
 from aloe_core.observation import Observation
 from aloe_core.policy import load_policy
 from aloe_core.robot import RobotDescription, load_robot
 from aloe_policy.remote import API_KEY_VARIABLE, RemotePolicy
-from aloe_policy.server import PolicyServer
+from aloe_policy.server import MAX_PROMPT, PolicyServer, describe
 from aloe_policy.wire import MAX_FRAME_BYTES, pack, unpack
 
 ROBOT = load_robot("aloha_sim")
@@ -160,6 +167,7 @@ def good() -> dict:
         ({"images": {"overhead": np.zeros((0, 8, 3), np.uint8)}}, "'images/overhead' is empty"),
         ({"images": 3}, "'images' is not a mapping"),
         ({"prompt": 3}, "'prompt' is not a text"),
+        ({"prompt": "x" * (MAX_PROMPT + 1)}, f"'prompt' has {MAX_PROMPT + 1} characters, more than {MAX_PROMPT}"),
         ({"prefix": np.zeros((2, 3))}, "'prefix' must be an array of n x 14 numbers"),
     ],
 )
@@ -205,6 +213,17 @@ def test_oversized_frames_are_refused(running: Running) -> None:
             client.recv()
 
 
+@contextmanager
+def foreign(handler: Callable[[ServerConnection], None]) -> Iterator[str]:
+    """The URL of somebody else's server."""
+    with serve(handler, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        server.shutdown()
+        thread.join()
+
+
 def test_what_a_server_may_answer() -> None:
     answers = iter(
         [
@@ -216,19 +235,26 @@ def test_what_a_server_may_answer() -> None:
             "Traceback (most recent call last):\n  ...\nValueError: no such camera",
         ]
     )
+    frames = []
 
-    def handler(connection) -> None:
+    def handler(connection: ServerConnection) -> None:
         connection.send(pack({}))  # an openpi server that tells nothing of itself
-        for _ in connection:
+        for frame in connection:
+            frames.append(unpack(frame, "observation"))
             connection.send(next(answers))
 
-    with serve(handler, "127.0.0.1", 0) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        url = f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
-        remote = RemotePolicy(url, ROBOT, horizon=3, cameras={"overhead": "cam_high"})
-        assert remote.cameras == ("overhead",)
-        assert remote.propose(OBSERVATION, np.random.default_rng(0)).shape == (3, 14)
+    with foreign(handler) as url:
+        remote = load_policy(f"remote:{url}?cameras=overhead:cam_high,left_wrist&horizon=3&image_size=8", ROBOT)
+        assert (remote.cameras, remote.horizon, remote.image_size) == (("overhead", "left_wrist"), 3, (8, 8))
+        wrist = np.arange(192, dtype=np.uint8)[::-1].reshape(8, 8, 3)
+        seen = replace(OBSERVATION, images={**OBSERVATION.images, "left_wrist": wrist})
+        assert remote.propose(seen, np.random.default_rng(0)).shape == (3, 14)
+        assert frames[0].keys() == {"state", "images", "prompt"}
+        np.testing.assert_array_equal(frames[0]["state"], seen.state)
+        assert frames[0]["prompt"] == "pick it up"
+        assert frames[0]["images"].keys() == {"cam_high", "left_wrist"}
+        np.testing.assert_array_equal(frames[0]["images"]["cam_high"], seen.images["overhead"].transpose(2, 0, 1))
+        np.testing.assert_array_equal(frames[0]["images"]["left_wrist"], wrist.transpose(2, 0, 1))
         for message in (
             r"'actions' must be \[H, 14\], not \(3, 13\)",
             "the chunk is not finite",
@@ -237,10 +263,85 @@ def test_what_a_server_may_answer() -> None:
             "ValueError: no such camera",
         ):
             with pytest.raises(AloeError, match=message):
-                remote.propose(OBSERVATION, np.random.default_rng(0))
+                remote.propose(seen, np.random.default_rng(0))
         remote.close()
-        server.shutdown()
-        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("remote:ws://h:1?camera=overhead", {}, "'camera' is unknown .* known are cameras, horizon and image_size"),
+        ("remote:ws://h:1?horizon=3&horizon=4", {}, "'horizon' is unknown or there twice"),
+        ("remote:ws://h:1?horizon=fifty", {}, "horizon must be a whole number from 1 to 9999, not 'fifty'"),
+        ("remote:ws://h:1?image_size=0", {}, "image_size must be a whole number from 1 to 9999, not '0'"),
+        ("remote:ws://h:1?cameras=ceiling", {}, "no camera 'ceiling'"),
+        ("remote:ws://h:1", {"device": "cuda"}, "give the device 'cuda' to `aloe serve`"),
+    ],
+)
+def test_options_that_a_remote_policy_does_not_take(spec: str, options: dict, message: str) -> None:
+    with pytest.raises(AloeError, match=message):
+        load_policy(spec, ROBOT, **options)
+
+
+ECHO = pack({"aloe": describe(Echo(), ROBOT)})
+STRANGE = pack({"aloe": describe(Echo(), ROBOT) | {"cameras": ["ceiling"]}})
+
+
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [
+        (b"\xc1", "malformed frame"),
+        ("hello", "a text frame"),
+        (STRANGE, "no camera 'ceiling'"),
+        (pack({}), "no longer says what it drives"),
+    ],
+    ids=["malformed", "text", "strange", "silent"],
+)
+def test_a_server_that_does_not_introduce_itself_is_never_asked(first: bytes | str, message: str) -> None:
+    introductions = iter([ECHO, first, first, ECHO])
+    left = queue.SimpleQueue()
+
+    def handler(connection: ServerConnection) -> None:
+        connection.send(next(introductions))
+        for _ in connection:
+            connection.send(pack({"actions": np.zeros((4, 14))}))
+        left.put(None)
+
+    with foreign(handler) as url:
+        remote = RemotePolicy(url, ROBOT)
+        remote.close()
+        left.get()
+        for _ in range(2):
+            with pytest.raises(AloeError, match=message):
+                remote.propose(OBSERVATION, np.random.default_rng(0))
+            left.get(timeout=60)  # the connection did not stay open
+        assert remote.propose(OBSERVATION, np.random.default_rng(0)).shape == (4, 14)
+        remote.close()
+
+
+SERVER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_remote import Running
+running = Running()
+print(running.url, flush=True)
+running.thread.join()
+"""
+
+
+def test_a_server_that_has_stopped_does_not_keep_the_caller() -> None:
+    command = [sys.executable, "-c", SERVER, str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            remote = RemotePolicy(process.stdout.readline().strip(), ROBOT, timeout=2.0)
+            assert remote.propose(OBSERVATION, np.random.default_rng(0)).shape == (4, 14)
+            process.send_signal(signal.SIGSTOP)
+            full = replace(OBSERVATION, sim_state=np.zeros(MAX_FRAME_BYTES // 8))  # more than sockets hold
+            with pytest.raises(AloeError, match="did not take the observation within 2 s"):
+                remote.propose(full, np.random.default_rng(0))
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(
