@@ -91,6 +91,15 @@ class Commanded:
     types: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class RunningPolicy:
+    """What a running policy_node says of itself."""
+
+    ready: bool  # it answers requests
+    version: str = ""
+    message: str = ""  # what is wrong, or why it refused another one
+
+
 @dataclass
 class Findings:
     """All that the probe saw of the graph."""
@@ -101,6 +110,7 @@ class Findings:
     raw_images: list[str]  # raw image topics that somebody publishes
     simulated: bool  # somebody publishes /clock
     stopped: str = ""  # why the safety filter has stopped the robot; empty: it has not
+    policy: RunningPolicy | None = None  # None: no policy_node runs
 
 
 def check_graph(robot: RobotDescription, findings: Findings) -> list[Check]:
@@ -114,7 +124,8 @@ def check_graph(robot: RobotDescription, findings: Findings) -> list[Check]:
         checks.append(Check(Level.WARN, "time", found, "on a real robot nothing may publish /clock"))
     checks += check_joint_states(robot, findings.joints, findings.simulated)
     for camera in robot.cameras:
-        checks += check_camera(robot, camera, findings.images[camera.name], findings.simulated)
+        raw = camera.raw_topic in findings.raw_images
+        checks += check_camera(robot, camera, findings.images[camera.name], findings.simulated, raw)
     return checks
 
 
@@ -187,12 +198,16 @@ def check_joint_states(robot: RobotDescription, heard: HeardJoints, simulated: b
     return checks
 
 
-def check_camera(robot: RobotDescription, camera: Camera, heard: HeardImages, simulated: bool = False) -> list[Check]:
-    """Images come, can be decoded, have the right size, come often enough and on time; the camera is calibrated."""
+def check_camera(
+    robot: RobotDescription, camera: Camera, heard: HeardImages, simulated: bool = False, raw: bool = False
+) -> list[Check]:
+    """Compressed images come, can be decoded, have the right size, come often enough and on time; the camera is calibrated. `raw`: there are raw ones."""
     topic, name = camera.compressed_topic, f"camera {camera.name}"
     if not heard.stamps_ns:
         publishers = ", ".join(heard.publishers) or "nobody"
         advice = f"start its camera_node (source {camera.source}), look at its output and at /diagnostics"
+        if raw:
+            advice = f"policies look at compressed images only, but the driver publishes {camera.raw_topic}: let it compress them, too"
         return [Check(Level.FAIL, name, f"no image came on {topic} (published by {publishers})", advice)]
     checks = []
     if heard.undecodable:
@@ -277,6 +292,17 @@ def check_policy(policy: str, robot: RobotDescription) -> Check:
         advice = "train one on images, or on joints alone"
         return Check(Level.FAIL, "policy", f"{loaded.version} needs the simulator's object state", advice)
     return Check(Level.OK, "policy", f"{loaded.version} fits, {eyes}")
+
+
+def check_running_policy(running: RunningPolicy | None, other_checked: bool) -> list[Check]:
+    """policy_node has a policy. It loads only what fits the robot it was started for. `other_checked`: a policy given by name was."""
+    if running is None:
+        advice = "give the one that is to drive as --policy, or launch it"
+        return [] if other_checked else [Check(Level.WARN, "policy", "not checked: no policy_node runs", advice)]
+    if not running.ready:
+        found = f"policy_node has none that works: {running.message or 'it is still loading'}"
+        return [Check(Level.FAIL, "running policy", found, "look at its output; wait while it loads")]
+    return [Check(Level.OK, "running policy", f"policy_node answers with {running.version}")]
 
 
 def check_spacemice(robot: RobotDescription, devices: Sequence[HidInfo], readable: Sequence[bool]) -> Check:

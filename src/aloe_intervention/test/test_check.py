@@ -18,10 +18,12 @@ from aloe_intervention.checks import (
     HeardImages,
     HeardJoints,
     Level,
+    RunningPolicy,
     check_dds,
     check_disk,
     check_graph,
     check_policy,
+    check_running_policy,
     check_spacemice,
 )
 from aloe_intervention.hidraw import HidInfo
@@ -112,6 +114,31 @@ def test_what_is_wrong_is_said_and_what_to_do(spoil, line):
     assert all(check.advice for check in wrong)
     texts = [f"{check.level.value} {check.name}: {check.found}" for check in wrong]
     assert any(re.match(line, text) for text in texts), texts
+
+
+def test_a_camera_without_compressed_images_says_that_raw_ones_will_not_do():
+    findings = healthy()
+    elsewhere(findings.images["overhead"])
+    findings.raw_images = ["/overhead/image_raw"]
+    (wrong,) = [check for check in check_graph(ROBOT, findings) if check.level is not Level.OK]
+    assert wrong.found.startswith("no image came on /overhead/image_raw/compressed")
+    assert "policies look at compressed images only, but the driver publishes /overhead/image_raw" in wrong.advice
+
+
+@pytest.mark.parametrize(
+    ("running", "other_checked", "line"),
+    [
+        (RunningPolicy(True, "bc-1a2b"), False, "OK running policy: policy_node answers with bc-1a2b"),
+        (RunningPolicy(False), True, "FAIL running policy: policy_node has none that works: it is still loading"),
+        (RunningPolicy(False, message="no file"), False, "FAIL running policy: policy_node has none that works: no file"),
+        (None, False, "WARN policy: not checked: no policy_node runs"),
+        (None, True, ""),
+    ],
+)  # fmt: skip
+def test_the_running_policy_is_looked_at(running, other_checked, line):
+    checks = check_running_policy(running, other_checked)
+    assert [f"{c.level.value} {c.name}: {c.found}" for c in checks] == ([line] if line else [])
+    assert all(bool(c.advice) == (c.level is not Level.OK) for c in checks)
 
 
 def test_rates_are_not_judged_in_simulated_time():

@@ -18,10 +18,11 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
+from aloe_core import topics
 from aloe_core.cli import main
 from aloe_core.messages import compressed_image_msg, joint_state_msg, ros_make
 from aloe_core.robot import load_robot, robot_folder
-from aloe_msgs.msg import SafetyStatus
+from aloe_msgs.msg import PolicyStatus, SafetyStatus
 
 ROBOT = load_robot("bimanual_ur5e")
 TIMING = r"Hz instead of|stamps are at least"  # depends on how busy the machine is
@@ -57,6 +58,7 @@ def test_mock_hardware_is_fit_to_move(start_node, tmp_path, capsys):
     for topic in ("/left_controller/commands", "/right_gripper_controller/commands"):
         assert any(line.startswith("OK") and f"/mock_robot_node listens to {topic}" in line for line in lines)
     assert "WARN camera overhead: not calibrated: camera_info carries identity matrices" in lines
+    assert "WARN policy: not checked: no policy_node runs" in lines
     assert re.search(r"\d+ OK, \d+ WARN, \d+ FAIL\n$", capsys.readouterr().out)
 
 
@@ -73,6 +75,8 @@ def broken(ros_domain):
     node.create_subscription(JointTrajectory, "/right_controller/commands", lambda m: None, 1)
     safety = node.create_publisher(SafetyStatus, "control/safety", LATCHED)
     safety.publish(SafetyStatus(state=SafetyStatus.STATE_STOPPED, message="'left_elbow_joint' is 0.6 rad off"))
+    policy = node.create_publisher(PolicyStatus, topics.POLICY_STATUS, LATCHED)
+    policy.publish(PolicyStatus(state=PolicyStatus.STATE_LOADING, message="waiting for joint states"))
     position = ROBOT.to_device(ROBOT.home)
     position[1], position[2] = np.nan, 3.3
     small = cv2.imencode(".jpg", np.zeros((240, 320, 3), np.uint8))[1].tobytes()
@@ -107,6 +111,7 @@ def test_every_fault_is_found(broken, tmp_path, capsys):
         "FAIL camera left_wrist: an image on /left_wrist/image_raw/compressed cannot be decoded",
         "WARN camera left_wrist: no camera_info",
         "FAIL camera right_wrist: no image came on /right_wrist/image_raw/compressed (published by nobody)",
+        "FAIL running policy: policy_node has none that works: waiting for joint states",
         f"FAIL policy: {tmp_path} is not a policy checkpoint: it has no policy.json",
     ):
         assert expected in lines

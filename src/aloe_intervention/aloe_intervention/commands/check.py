@@ -27,7 +27,7 @@ def check(
 
     Args:
         robot: Robot description: a name in config/robots or a YAML file.
-        policy: Checkpoint folder or kind of policy that is to drive; empty: not checked.
+        policy: Checkpoint folder or kind of policy that is to drive; empty: only the running one is looked at.
         bags: Folder for the recorded episodes.
         min_free_gb: Space that recorder_node asks for [GB].
         seconds: How long to listen to the graph [s].
@@ -57,6 +57,7 @@ def check(
         found.append(checks.check_disk(bags, min_free_gb, bytes_per_s))
         if policy:
             found.append(checks.check_policy(policy, description))
+        found += checks.check_running_policy(findings.policy, bool(policy))
         devices = find_devices()
         found.append(checks.check_spacemice(description, devices, [os.access(d.path, os.R_OK) for d in devices]))
         found.append(checks.check_dds(os.environ, findings.raw_images))

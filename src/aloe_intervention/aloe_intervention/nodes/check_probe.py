@@ -17,8 +17,8 @@ from aloe_core.errors import AloeError
 from aloe_core.messages import stamp_to_ns
 from aloe_core.observation import decode_image
 from aloe_core.robot import Camera, RobotDescription
-from aloe_intervention.checks import Commanded, Findings, Heard, HeardImages, HeardJoints
-from aloe_msgs.msg import SafetyStatus
+from aloe_intervention.checks import Commanded, Findings, Heard, HeardImages, HeardJoints, RunningPolicy
+from aloe_msgs.msg import PolicyStatus, SafetyStatus
 from aloe_robot.control.outputs import command_outputs
 from aloe_robot.nodes.qos import LATCHED
 
@@ -36,12 +36,14 @@ class Probe(Node):
         self.joints = HeardJoints()
         self.images = {camera.name: HeardImages() for camera in robot.cameras}
         self.stopped = ""
+        self.policy: RunningPolicy | None = None
         self.last: dict[str, bytes] = {}  # newest picture by camera
         self.listening = False
         self.create_subscription(JointState, robot.joint_states_topic, self._on_joints, SENSOR)
         for camera in robot.cameras:
             self._subscribe_camera(camera)
         self.create_subscription(SafetyStatus, topics.SAFETY_STATUS, self._on_safety, LATCHED)
+        self.create_subscription(PolicyStatus, topics.POLICY_STATUS, self._on_policy, LATCHED)
 
     def _subscribe_camera(self, camera: Camera) -> None:
         heard = self.images[camera.name]
@@ -70,6 +72,10 @@ class Probe(Node):
 
     def _on_safety(self, message: SafetyStatus) -> None:
         self.stopped = message.message if message.state == SafetyStatus.STATE_STOPPED else ""
+
+    def _on_policy(self, message: PolicyStatus) -> None:
+        ready = message.state == PolicyStatus.STATE_READY
+        self.policy = RunningPolicy(ready, message.version, message.message)
 
     def complete(self) -> bool:
         """Whether somebody publishes whatever should be published."""
@@ -111,6 +117,7 @@ class Probe(Node):
             raw_images=[c.raw_topic for c in self.robot.cameras if self.count_publishers(c.raw_topic)],
             simulated=self.count_publishers("/clock") > 0,
             stopped=self.stopped,
+            policy=self.policy,
         )
 
     def _look_at_publishers(self, heard: Heard, topic: str) -> None:
