@@ -53,15 +53,22 @@ class TopicQos:
 
     @classmethod
     def from_rosbag2(cls, text: str) -> TopicQos:
-        """Reads `offered_qos_profiles` of an MCAP channel; the default where there is none. Numbers are those of rosbag2 before version 9."""
+        """Reads `offered_qos_profiles` of an MCAP channel; the default where there is none. Numbers are those of rosbag2 before version 9.
+
+        rosbag2 writes depth 0 (and history unknown): it offers what it discovered of the publishers, and DDS does not tell their depth. It is then the default.
+        """
         try:
             profiles = yaml.safe_load(text) or [{}]
             reliability = profiles[0].get("reliability", "reliable") in ("best_effort", 2)
             durability = profiles[0].get("durability", "volatile") in ("transient_local", 1)
-            depth = int(profiles[0].get("depth", 10))
+            depth = int(profiles[0].get("depth", cls().depth))
         except FAULTS:
             return cls()
-        return cls("best_effort" if reliability else "reliable", "transient_local" if durability else "volatile", depth)
+        return cls(
+            "best_effort" if reliability else "reliable",
+            "transient_local" if durability else "volatile",
+            depth if depth > 0 else cls().depth,
+        )
 
 
 RELIABLE = TopicQos()

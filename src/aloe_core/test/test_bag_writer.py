@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,8 @@ def test_metadata_carries_information_and_quality_of_service(tmp_path: Path) -> 
 @pytest.mark.parametrize("qos", [TopicQos(), LATCHED, SENSOR, COMMAND])
 def test_quality_of_service_survives_the_text_form(qos: TopicQos) -> None:
     assert TopicQos.from_rosbag2(yaml.safe_dump([qos.to_rosbag2()])) == qos
+    undiscovered = {**qos.to_rosbag2(), "history": "unknown", "depth": 0}  # as rosbag2 records a foreign publisher
+    assert TopicQos.from_rosbag2(yaml.safe_dump([undiscovered])) == replace(qos, depth=10)
 
 
 def test_message_hashes_are_those_of_ros(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from aloe_policy.training_state import random_numbers
 
 @dataclass(frozen=True)
 class Score:
-    """A critic's judgement of one chunk, in units of scaled return."""
+    """A critic's judgement of one chunk, in units of scaled return; `q` and `v` within the returns possible if the method bounds values, as in `Method.evaluate`."""
 
     q: float  # pessimistic: minimum over heads
-    q_heads: tuple[float, ...]
+    q_heads: tuple[float, ...]  # as they are
     v: float  # mean pessimistic value of the policy's own chunks
     advantage: float  # q - v
     head_std: float  # spread over heads; not a calibrated uncertainty
@@ -46,6 +47,7 @@ class ChunkScorer:
     def __init__(self, critic: Path, policy: Path, robot: RobotDescription, samples: int = 8, seed: int = 0) -> None:
         method, facts, self.critic_version = load_critic(critic)
         self.critic = chunk_critic(method, str(critic))
+        self._range: tuple[float, float] = getattr(method, "return_range", (-math.inf, math.inf))
         if facts.robot_hash != robot.hash:
             raise AloeError(
                 f"{critic} was made for a robot with hash {facts.robot_hash}, '{robot.name}' has {robot.hash}"
@@ -72,8 +74,8 @@ class ChunkScorer:
         heads = self.critic({**batch, "action": action})[0]
         repeated: Any = repeat_batch(batch, self._samples)
         chunks = self._acting.policy.act(repeated, random_numbers(self._seed, number))
-        v = float(self.critic({**repeated, "action": chunks}).min(dim=1).values.mean())
-        q = float(heads.min())
+        v = float(self.critic({**repeated, "action": chunks}).min(dim=1).values.clamp(*self._range).mean())
+        q = float(heads.min().clamp(*self._range))
         return Score(q, tuple(heads.tolist()), v, q - v, float(heads.std(correction=0)))
 
     def _batch(self, observation: Observation) -> dict[str, Any]:

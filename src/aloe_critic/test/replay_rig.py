@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import get_types_from_msg
 
@@ -37,13 +38,14 @@ def save_policy(folder, seed=0, cameras=(), image_size=None, objects=7):
     return folder
 
 
-def save_toy_critic(folder, policy_version):
-    """`critic.safetensors` in `folder`: judges the first rows of a chunk."""
+def save_toy_critic(folder, policy_version, returns=(-10.0, 10.0), options=None, **inputs):
+    """`critic.safetensors` in `folder`: judges the first rows of a chunk. `inputs`: fields of `CriticConfig`, by default the object state."""
     torch.manual_seed(1)
-    config = CriticConfig(14, 14, CRITIC_HORIZON, object_dim=7, width=32, layers=1, attention_heads=4)
-    method = make_method("aloe", config, {}, (-1.0, 0.0))
+    inputs = inputs or {"object_dim": 7}
+    config = CriticConfig(14, 14, CRITIC_HORIZON, width=32, layers=1, attention_heads=4, **inputs)
+    method = make_method("aloe", config, options, returns)
     folder.mkdir(parents=True)
-    facts = CriticFacts("aloe", config, {}, (-1.0, 0.0), 0.99, ROBOT.hash, policy_version)
+    facts = CriticFacts("aloe", config, options or {}, returns, 0.99, ROBOT.hash, policy_version)
     save_critic(folder / "critic.safetensors", method, facts)
     return folder
 
@@ -53,6 +55,13 @@ def record(bags, policy, seconds=1.0, seed=4, policy_seed=0, name="recorded"):
     control = ControlConfig(policy_latency=0.1, execute_steps=8)
     lockstep = Lockstep(ROBOT, "transfer_cube", load_policy(str(policy), ROBOT), control, seed=policy_seed)
     return lockstep.run(seed, time_limit=seconds, bags=Path(bags), episode_id=name).bag
+
+
+def discovered(reliability):
+    """What rosbag2 notes of a publisher: DDS does not tell it history and depth."""
+    never = QosTime(9223372036, 854775807)
+    unknown, automatic = QosHistory.UNKNOWN, QosLiveliness.AUTOMATIC
+    return Qos(unknown, 0, reliability, QosDurability.VOLATILE, never, never, automatic, never, False)
 
 
 def foreign_bag(folder, plugin=StoragePlugin.MCAP, seconds=1.2, drivers=2):
@@ -65,11 +74,15 @@ def foreign_bag(folder, plugin=StoragePlugin.MCAP, seconds=1.2, drivers=2):
     begin = 1_700_000_000_000_000_000
     names, width = ROBOT.action_names, ROBOT.action_dim
     with Writer(folder, version=9, storage_plugin=plugin) as bag:
-        joints = bag.add_connection(ROBOT.joint_states_topic, "sensor_msgs/msg/JointState", typestore=store)
-        camera = bag.add_connection(
-            "/overhead/image_raw/compressed", "sensor_msgs/msg/CompressedImage", typestore=store
-        )
-        heat = bag.add_connection("/heat", "motor_msgs/msg/Temperature", typestore=store)
+
+        def add(topic, type, reliability, publishers=1):
+            profiles = [discovered(reliability)] * publishers
+            return bag.add_connection(topic, type, typestore=store, offered_qos_profiles=profiles)
+
+        reliable, best_effort = QosReliability.RELIABLE, QosReliability.BEST_EFFORT
+        joints = add(ROBOT.joint_states_topic, "sensor_msgs/msg/JointState", reliable, drivers)
+        camera = add("/overhead/image_raw/compressed", "sensor_msgs/msg/CompressedImage", best_effort)
+        heat = add("/heat", "motor_msgs/msg/Temperature", reliable)
         image = SyntheticEpisode(ROBOT).jpeg
         for i in range(int(200 * seconds)):
             now = begin + i * 5_000_000

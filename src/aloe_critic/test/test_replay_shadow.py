@@ -200,6 +200,9 @@ def test_the_critic_judges_recorded_and_proposed(flow, tmp_path):
 @pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
 def test_bags_of_ros_itself(tmp_path, plugin):
     begin = rig.foreign_bag(tmp_path / "ros", plugin)
+    offered = recorded_qos(tmp_path / "ros", open_storage(tmp_path / "ros"))  # no depth is known: enough for a burst
+    assert offered[ROBOT.joint_states_topic] == TopicQos(depth=10)
+    assert offered["/overhead/image_raw/compressed"] == TopicQos("best_effort", depth=10)
     policy = Rehearsed(cameras=("overhead",))
     policy.propose = lambda seen, generator, prefix=None, steps=0: (
         policy.seen.append(seen) or (seen.state + 0.5 * 0.02 * np.arange(1, 13, dtype=np.float32)[:, None])

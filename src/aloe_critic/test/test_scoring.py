@@ -26,6 +26,7 @@ from aloe_critic.learner import LearnerConfig
 from aloe_critic.recording import Recording
 from aloe_critic.rerun_export import judge_executed
 from aloe_critic.scoring import ChunkScorer
+from aloe_policy.training_state import random_numbers
 
 ROBOT = rig.ROBOT
 QUICK = ImproveConfig(
@@ -71,6 +72,26 @@ def test_the_critic_sees_the_objects(improved):
         scorer.score(UNSEEN, chunk)
     with pytest.raises(AloeError, match="of 7 numbers, the observation has one of 6"):
         scorer.score(replace(SEEN, object_state=SEEN.object_state[:6]), chunk)
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_values_are_bounded_where_the_method_bounds_them(tmp_path, bound):
+    """Live as in the learner's report: an untrained critic's values lie outside of so small a range of returns."""
+    policy = rig.save_policy(tmp_path / "policy")
+    outside = (5.0, 6.0)
+    folder = rig.save_toy_critic(tmp_path / "critic", "test", outside, {"bound_values": bound})
+    chunk = np.tile(ROBOT.home, (rig.HORIZON, 1)).astype(np.float32)
+    score = ChunkScorer(folder, policy, ROBOT, samples=4).score(SEEN, chunk, number=3)
+    observed = {"state": torch.from_numpy(SEEN.state)[None], "object_state": torch.from_numpy(SEEN.object_state)[None]}
+    repeated = {key: value.expand(4, -1) for key, value in observed.items()}
+    own = load_policy(str(policy), ROBOT).policy.act(repeated, random_numbers(0, 3))
+    rows = rig.CRITIC_HORIZON
+    batch = {"action": torch.from_numpy(chunk)[None], "action_mask": torch.ones(1, rows, dtype=torch.bool)}
+    expected = load_critic(folder)[0].evaluate({**observed, **batch, "policy_action": own[None, :, :rows]})
+    found = {"q": score.q, "v": score.v, "advantage": score.advantage, "head_std": score.head_std}
+    assert found == pytest.approx({key: float(value) for key, value in expected.items()}, abs=1e-6)
+    assert min(score.q_heads) < outside[0]
+    assert (score.q == score.v == outside[0]) == bound
 
 
 def test_best_of_n_sees_them_too(improved):

@@ -319,7 +319,7 @@ def _profile(qos: TopicQos, reliable: bool) -> QoSProfile:
     firm = reliable or qos.reliability == "reliable"
     kept = qos.durability == "transient_local"
     return QoSProfile(
-        depth=max(qos.depth, 1),
+        depth=qos.depth,
         reliability=ReliabilityPolicy.RELIABLE if firm else ReliabilityPolicy.BEST_EFFORT,
         durability=DurabilityPolicy.TRANSIENT_LOCAL if kept else DurabilityPolicy.VOLATILE,
     )
