@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ import replay_rig as rig
 import torch
 import yaml
 from fuzz import Reader, garble, tree_of
+from rosbags.rosbag2 import StoragePlugin, Writer
 
 from aloe_core.bag_audit import verify
 from aloe_core.bag_labels import LABELS_FILE, Label, append_label, read_labels
@@ -24,6 +25,7 @@ from aloe_core.bag_messages import iter_messages
 from aloe_core.bag_reader import read_episode
 from aloe_core.bag_recover import recover
 from aloe_core.errors import AloeError
+from aloe_core.messages import typestore
 from aloe_core.observation import Observation
 from aloe_core.policy import load_policy
 from aloe_core.robot import load_robot, robot_folder
@@ -34,11 +36,14 @@ from aloe_core.vocabulary import Outcome
 from aloe_critic.critic_file import CRITIC_FILE, chunk_critic, load_critic
 from aloe_critic.improve_config import load_config as load_improve
 from aloe_critic.improvement import ImproveConfig
+from aloe_critic.recording import Recording
 from aloe_intervention.episode_store import STATE_FILE, Episode, EpisodeStore
 from aloe_policy import remote
 from aloe_policy.bc_config import BcConfig
 from aloe_policy.bc_config import load_config as load_bc
 from aloe_policy.checkpoint import POLICY_FILE, WEIGHTS_FILE, _content_hash
+from aloe_policy.playback import Playback
+from aloe_policy.replayed_bag import write_replayed
 from aloe_policy.server import PolicyServer, describe
 from aloe_policy.training_state import (
     load_module,
@@ -91,16 +96,62 @@ def _bag(folder: Path, compression: str) -> Path:
     return bag
 
 
-def _read_bag(folder: Path) -> None:
-    """Everything `aloe` does with a bag; the refusal of one way of reading must not hide the others."""
+def _sqlite_bag(folder: Path) -> Path:
+    """The same as ROS's own recorder writes it."""
+    episode = SyntheticEpisode(ROBOT, steps=3, cameras=("overhead",), image_size=(16, 16), chunk_horizon=4)
+    bag = folder / "sqlite" / "e"
+    bag.parent.mkdir(parents=True)
+    with Writer(bag, version=9, storage_plugin=StoragePlugin.SQLITE3) as writer:
+        connections = {}
+        for topic, kind, message, ns in episode.messages(episode.info("e")):
+            if topic not in connections:
+                connections[topic] = writer.add_connection(topic, kind, typestore=typestore())
+            writer.write(connections[topic], ns, typestore().serialize_cdr(message, kind))
+    return bag
+
+
+def _every(ways: Iterable[Callable[[Path], object]], folder: Path) -> None:
+    """The refusal of one way of reading must not hide the others."""
     refusals = []
-    for read in (_read_episode, lambda f: list(iter_messages(f)), verify):
+    for read in ways:
         try:
             read(folder)
         except AloeError as error:
             refusals.append(error)
     if refusals:
         raise refusals[0]
+
+
+def _read_bag(folder: Path) -> None:
+    """What learns from a bag, shows or checks it."""
+    _every((_read_episode, lambda f: list(iter_messages(f)), verify), folder)
+
+
+def _replay_bag(folder: Path) -> None:
+    """What replays a bag, in the graph and without."""
+    _every((_play, _shadow), folder)
+
+
+def _play(folder: Path) -> None:
+    playback = Playback(folder, ROBOT)
+    try:
+        for _ in playback.messages():
+            pass
+    finally:
+        playback.close()
+
+
+def _shadow(folder: Path) -> None:
+    """Observations at each request, and the bag written anew; its copy must be as readable as the bag was."""
+    recording, target = Recording(folder, ROBOT), folder.parent / "replayed"
+    shutil.rmtree(target, ignore_errors=True)
+    try:
+        for request in recording.asked((Echo(),), every=1):
+            recording.observe(request.stamp_ns, Echo())
+        write_replayed(folder, target, recording.info, [], {})
+    finally:
+        recording.close()
+    list(iter_messages(target))
 
 
 def _read_episode(folder: Path) -> None:
@@ -117,6 +168,21 @@ def mcap(folder: Path) -> Reader:
     shutil.copytree(bags[0], folder / "read" / "e")
     read = _file(folder / "read" / "e", "e_0.mcap", lambda file: _read_bag(file.parent))
     return Reader([(bag / "e_0.mcap").read_bytes() for bag in bags], read, garble)
+
+
+def sqlite(folder: Path) -> Reader:
+    """A bag of ROS's own recorder whose database is wrong."""
+    bag = _sqlite_bag(folder)
+    (file,) = bag.glob("*.db3")
+    read = _file(bag, file.name, lambda file: _every((_read_bag, _replay_bag), file.parent))
+    return Reader([file.read_bytes()], read, garble)
+
+
+def replay(folder: Path) -> Reader:
+    """A wrong bag, replayed."""
+    bag = _bag(folder, "none")
+    samples = [(bag / "e_0.mcap").read_bytes(), (_bag(folder, "zstd") / "e_0.mcap").read_bytes()]
+    return Reader(samples, _file(bag, "e_0.mcap", lambda file: _replay_bag(file.parent)), garble)
 
 
 def killed_mcap(folder: Path) -> Reader:
@@ -428,7 +494,7 @@ def client(folder: Path) -> Reader:
 READERS: dict[str, Callable[[Path], Reader]] = {
     function.__name__: function
     for function in (
-        *(mcap, killed_mcap, metadata, labels, episode_state),
+        *(mcap, sqlite, replay, killed_mcap, metadata, labels, episode_state),
         *(policy_json, policy_weights, critic, training_state),
         *(robot, bc_config, improve_config, launch_file, calibration),
         *(frame, server, client),
