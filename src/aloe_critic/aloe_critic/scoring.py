@@ -22,7 +22,7 @@ from aloe_policy.training_state import random_numbers
 
 @dataclass(frozen=True)
 class Score:
-    """A critic's judgement of one chunk, in units of scaled return; `q` and `v` within the returns possible if the method bounds values, as in its `evaluate`."""
+    """A critic's judgement of one chunk, in units of scaled return; `q` and `v` within the possible returns if the method bounds values, as its `evaluate`."""
 
     q: float  # pessimistic: minimum over heads
     q_heads: tuple[float, ...]  # as they are
