@@ -61,6 +61,8 @@ class ActingPolicy:
                         f"policy {self.version} needs an image of camera '{camera}', the observation has none"
                     )
             batch["images"] = {c: torch.from_numpy(observation.images[c])[None].to(device) for c in spec.cameras}
+        if self.policy.needs_instruction and not observation.instruction:
+            raise AloeError(f"policy {self.version} follows an instruction, the observation has none")
         self._add_instruction(batch, observation)
         return batch
 
@@ -69,7 +71,5 @@ class ActingPolicy:
             return
         from aloe_policy.encoders import embed
 
-        if not observation.instruction:
-            raise AloeError(f"policy {self.version} follows an instruction, the observation has none")
         batch["instruction"] = torch.from_numpy(embed(observation.instruction))[None].to(self.policy.device)
         batch["instruction_text"] = [observation.instruction]

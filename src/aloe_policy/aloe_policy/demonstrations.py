@@ -44,15 +44,18 @@ def open_demonstrations(
     workers: int = 1,
     on_bags: Progress = lambda done, total: None,
     on_images: Progress = lambda done, total: None,
+    on_problems: Callable[[str], None] = lambda text: None,
     policy: TrainablePolicy | None = None,
 ) -> ReplayChunks:
     """Brings the store up to date with `bags`, encodes new images, and chooses the episodes that the configuration asks for.
 
     Args:
+        on_problems: is told of bags that are left out or incomplete, where others can be used.
         policy: the policy to train, whose cameras then count; None: a fresh one, as the configuration says.
 
     Raises:
-        AloeError: no bags, none that can be used (another robot, a camera without images, ...), or none with a wanted outcome.
+        AloeError: no bags, none that can be used (another robot, a camera without images, ...), none with a wanted outcome, or one of those
+            without the instruction that the policy reads.
     """
     if policy is None:
         cameras, size, name = config.cameras, (config.image_size, config.image_size), config.policy.encoder
@@ -64,6 +67,8 @@ def open_demonstrations(
     report = store.ingest(bags, robot, cameras, size, objects, workers, on_bags)
     if not report.episodes:
         raise AloeError(f"none of the bags can be used:\n{report.text()}")
+    if report.left_out or report.incomplete:
+        on_problems(report.text())
     if objects and policy is not None and store.spec.object_size != policy.spec.object_dim:
         raise AloeError(
             f"the policy looks at {policy.spec.object_dim} numbers of object state, the bags hold {store.spec.object_size}"
@@ -71,6 +76,8 @@ def open_demonstrations(
     if not cameras:
         return ReplayChunks(store, config.wanted, report.episodes)
     chunks = ReplayChunks(store, config.wanted, report.episodes, name or None, Instructions.of(store, not name))
+    if policy is None or policy.needs_instruction:
+        _check_instructions(store, chunks.episodes)
     if name:
         from aloe_policy.encoders import image_encoder
 
@@ -80,3 +87,12 @@ def open_demonstrations(
             name, lambda images: encoder(torch.tensor(images, device=device)).cpu().numpy(), on_progress=on_images
         )
     return chunks
+
+
+def _check_instructions(store: ReplayStore, episodes: Sequence[int]) -> None:
+    silent = [store.episodes[e].bag for e in episodes if not store.episodes[e].instruction]
+    if silent:
+        more = f", nor do {len(silent) - 1} others" if len(silent) > 1 else ""
+        raise AloeError(
+            f"bag {silent[0]} holds no instruction{more}, but a policy that looks through cameras follows one: leave such bags out"
+        )

@@ -55,7 +55,13 @@ def make_lockstep(spec: RolloutSpec) -> Lockstep:
 
 
 def run_episodes(spec: RolloutSpec, seeds: Sequence[int], jobs: int = 1) -> Iterator[Rollout]:
-    """Runs one episode per seed; the result does not depend on `jobs`, the number of processes."""
+    """Runs one episode per seed; the result does not depend on `jobs`, the number of processes.
+
+    Raises:
+        AloeError: no seeds; otherwise see `make_lockstep`.
+    """
+    if not seeds:
+        raise AloeError("no episode was asked for: --episodes must be at least 1")
     if jobs <= 1:
         lockstep = make_lockstep(spec)
         for seed in seeds:

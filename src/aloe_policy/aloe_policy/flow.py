@@ -61,7 +61,7 @@ class FlowPolicy(TrainablePolicy):
             AloeError: the configuration is impossible; the message names the key.
         """
         super().__init__()
-        _check(spec, config)
+        check_config(spec, config)
         self.spec, self.config, self.normalisation = spec, config, normalisation
         width, dim = config.width, spec.action_dim
         self.state_token = nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, width))
@@ -215,7 +215,12 @@ def _least_weights(spec: PolicySpec, config: FlowConfig) -> int:
     return config.width * (inputs + 2 * config.layers * config.width)
 
 
-def _check(spec: PolicySpec, config: FlowConfig) -> None:
+def check_config(spec: PolicySpec, config: FlowConfig) -> None:
+    """Whether there can be such a policy.
+
+    Raises:
+        AloeError: no; the message names the key.
+    """
     sizes = {
         key: getattr(config, key) for key in ("width", "layers", "heads", "rows_per_token", "camera_tokens", "steps")
     }
@@ -234,3 +239,7 @@ def _check(spec: PolicySpec, config: FlowConfig) -> None:
         raise AloeError(f"policy configuration: width {config.width} is not a multiple of heads {config.heads}")
     if spec.cameras and spec.image_size is None:
         raise AloeError("policy configuration: a policy with cameras needs an image size")
+    if spec.cameras:
+        from aloe_policy.encoders import grid_shape
+
+        grid_shape(config.encoder, spec.image_size or (0, 0))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 TYPE = "lerobot"
 PREFIX = "lerobot:"  # `lerobot:<folder>` names a checkpoint folder as LeRobot itself writes it
 STATE, OBJECTS, IMAGES, ACTION = "observation.state", "observation.environment_state", "observation.images.", "action"
+LANGUAGE = ("smolvla", "pi0", "pi0_fast", "pi05")  # LeRobot's types that are known to read the instruction
 PIPELINES = ("policy_preprocessor.json", "policy_postprocessor.json")
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
@@ -76,6 +77,10 @@ class LeRobotPolicy(TrainablePolicy):
             chunk = self.policy.predict_action_chunk(self._prepared(self._observation(batch)))
         self.policy.train(training)
         return self.postprocessor(chunk).to(self.device, torch.float32)
+
+    @property
+    def needs_instruction(self) -> bool:
+        return self.policy.config.type in LANGUAGE and not self.instruction
 
     def check_trainable(self) -> None:
         check_type(self.policy.config.type)

@@ -54,6 +54,11 @@ class TrainablePolicy(nn.Module, ABC):
         """Whether batches must bring images."""
         return bool(self.spec.cameras) and not self.frozen_encoder
 
+    @property
+    def needs_instruction(self) -> bool:
+        """Whether it follows an instruction and has none of its own: without one it is neither trained nor asked."""
+        return bool(self.spec.cameras)
+
     def check_trainable(self) -> None:
         """Called before a training begins, so that it does not fail after hours of training a critic.
 

@@ -28,7 +28,7 @@ from aloe_policy import training_state as state
 from aloe_policy.bc_config import BcConfig
 from aloe_policy.checkpoint import PolicySpec
 from aloe_policy.demonstrations import ChunkSource
-from aloe_policy.flow import FlowPolicy
+from aloe_policy.flow import FlowPolicy, check_config
 from aloe_policy.normalisation import Normalisation
 from aloe_policy.protocol import SampleBatch, TrainablePolicy, to_device
 
@@ -45,6 +45,17 @@ def launched_processes() -> Accelerator:
     return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
 
 
+def check_run(config: BcConfig, robot: RobotDescription, processes: int, policy: TrainablePolicy | None) -> None:
+    """Whether a run is possible, as far as that is known before any bag is read; `policy` None: it makes a fresh one.
+
+    Raises:
+        AloeError: no; the message names the key.
+    """
+    _check_split(config, processes)
+    if policy is None:
+        check_config(_fresh_spec(config, robot), config.policy)
+
+
 def make_policy(config: BcConfig, robot: RobotDescription, data: ChunkSource) -> FlowPolicy:
     """A fresh policy, normalised by the data and initialised by the seed.
 
@@ -58,9 +69,7 @@ def make_policy(config: BcConfig, robot: RobotDescription, data: ChunkSource) ->
         raise AloeError(
             "the bags hold no object state (only a simulated task has one); name cameras in the configuration"
         )
-    size = (config.image_size, config.image_size) if config.cameras else None
-    objects = vectors["object_state"].shape[1] if "object_state" in vectors else 0
-    spec = PolicySpec.of(robot, config.horizon, config.cameras, size, objects)
+    spec = _fresh_spec(config, robot, vectors["object_state"].shape[1] if "object_state" in vectors else 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return FlowPolicy(spec, config.policy, Normalisation.of_data(vectors))
@@ -88,11 +97,7 @@ class BcTrainer:
             AloeError: the batch cannot be split evenly.
         """
         self.accelerator = accelerator or Accelerator()
-        processes = self.accelerator.num_processes
-        if config.batch_size % (processes * config.accumulate):
-            raise AloeError(
-                f"batch_size {config.batch_size} cannot be split evenly over {processes} processes x {config.accumulate} parts"
-            )
+        _check_split(config, self.accelerator.num_processes)
         self.data, self.config, self.output, self.parent = data, config, Path(output), parent
         self.step = 0
         self.policy: TrainablePolicy = policy.to(self.accelerator.device)
@@ -249,6 +254,18 @@ class BcTrainer:
         decay = min(config.ema_decay, (1 + self.step) / (10 + self.step))  # our choice: forget the random start quickly
         torch._foreach_lerp_(list(self.ema.values()), list(self._moving().values()), 1 - decay)
         return total
+
+
+def _check_split(config: BcConfig, processes: int) -> None:
+    if config.batch_size % (processes * config.accumulate):
+        raise AloeError(
+            f"batch_size {config.batch_size} cannot be split evenly over {processes} processes x {config.accumulate} parts"
+        )
+
+
+def _fresh_spec(config: BcConfig, robot: RobotDescription, object_dim: int = 0) -> PolicySpec:
+    size = (config.image_size, config.image_size) if config.cameras else None
+    return PolicySpec.of(robot, config.horizon, config.cameras, size, object_dim)
 
 
 def _resumable(config: BcConfig) -> dict:

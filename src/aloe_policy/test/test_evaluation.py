@@ -41,6 +41,8 @@ def test_command_writes_what_it_prints(tmp_path, capsys):
         ("--policy scripted --robot nobody", "unknown robot 'nobody'"),
         ("--policy scripted --operator nobody", "unknown operator 'nobody'"),
         ("--policy scripted --policy-latency 5", "request_timeout"),
+        ("--policy scripted --episodes 0", "--episodes must be at least 1"),
+        ("--policy scripted --episodes -3", "--episodes must be at least 1"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, message, capsys):

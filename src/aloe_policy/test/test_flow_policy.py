@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from aloe_core.errors import AloeError
+from aloe_core.observation import Observation
 from aloe_core.robot import RobotDescription, load_robot
+from aloe_policy.acting import ActingPolicy
 from aloe_policy.checkpoint import PolicySpec
 from aloe_policy.flow import MAX_ETA, FlowConfig, FlowPolicy
 from aloe_policy.normalisation import MIN_STD, Normalisation
@@ -151,6 +153,26 @@ def test_normalisation_goes_there_and_back() -> None:
 def test_impossible_configurations(robot: RobotDescription, config: dict, message: str) -> None:
     with pytest.raises(AloeError, match=message):
         make_policy(robot, **config)
+
+
+@pytest.mark.parametrize(
+    ("cameras", "instruction", "message"),
+    [
+        ((), "do it", "policy v needs an image of camera 'overhead', the observation has none"),
+        (("overhead",), "", "policy v follows an instruction, the observation has none"),
+    ],
+)
+def test_observations_that_lack_something(
+    robot: RobotDescription, cameras: tuple[str, ...], instruction: str, message: str
+) -> None:
+    one = torch.ones(14)
+    spec = PolicySpec.of(robot, HORIZON, ("overhead",), (32, 32))
+    config = FlowConfig(width=16, layers=1)
+    policy = FlowPolicy(spec, config, Normalisation(dict.fromkeys(("state", "action"), (0 * one, one))))
+    images = {camera: np.zeros((32, 32, 3), np.uint8) for camera in cameras}
+    observation = Observation(0, np.zeros(14, np.float32), images, instruction)
+    with pytest.raises(AloeError, match=message):
+        ActingPolicy(policy, "v").propose(observation, np.random.default_rng(0))
 
 
 def test_a_prefix_is_continued(robot: RobotDescription) -> None:

@@ -103,6 +103,17 @@ def test_the_observations_instruction_goes_before_the_policys_own() -> None:
         assert chunk.shape == (H, A)
 
 
+@pytest.mark.parametrize(("kind", "instruction"), [("act", ""), ("smolvla", "tidy up"), ("smolvla", "")])
+def test_a_policy_that_reads_words_is_not_asked_without_any(kind: str, instruction: str) -> None:
+    acting = LeRobotActing(adapter(StandIn(kind=kind), instruction=instruction), "v")
+    silent = Observation(0, np.zeros(A, np.float32))
+    if kind == "act" or instruction:
+        assert acting.propose(silent, np.random.default_rng(0)).shape == (H, A)
+    else:
+        with pytest.raises(AloeError, match="policy v follows an instruction, the observation has none"):
+            acting.propose(silent, np.random.default_rng(0))
+
+
 def test_losses_are_per_sample_and_leave_padded_rows_out() -> None:
     policy = adapter(StandIn())
     action, mask = torch.randn(3, H, A), torch.ones(3, H, dtype=torch.bool)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -260,6 +261,27 @@ def test_rows_past_a_gap_teach_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert "action_mask" not in run._batch(torch.arange(4, len(data)))  # held at the end of the episode
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("batch_size: 6\naccumulate: 4", "batch_size 6 cannot be split evenly over 1 processes x 4 parts"),
+        ("policy: {network: transformer, width: 30}", "width 30 is not a multiple of heads 4"),
+        ("policy: {rows_per_token: 3}", "rows_per_token 3 does not divide the horizon of 50"),
+        ("cameras: [overhead]\npolicy: {encoder: resnet}", "unknown image encoder 'resnet'"),
+        ("cameras: [overhead]\nimage_size: 100", "multiple of 16, not 100x100"),
+        ("cameras: [ceiling]", "no camera 'ceiling'"),
+    ],
+)
+def test_impossible_runs_are_refused_before_bags_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], keys: str, message: str
+) -> None:
+    config = tmp_path / "bc.yaml"
+    config.write_text(keys)
+    arguments = [str(tmp_path / "no_bags"), "--config", str(config), "--output", str(tmp_path / "run")]
+    assert main(["train", "bc", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_an_uneven_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AloeError, match="batch_size 16 cannot be split evenly over 1 processes x 3 parts"):
         trainer(tmp_path, replace(CONFIG, accumulate=3))
@@ -302,6 +324,37 @@ def test_images_become_features_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     policy = make_policy(config, ROBOT, data)
     assert policy.spec.object_dim == 0
     assert torch.isfinite(policy.loss(batch | data.chunk_batch(torch.arange(3), 6), torch.Generator())).all()
+
+
+def test_bags_that_are_not_used_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = bags(tmp_path / "bags", [Outcome.SUCCESS])
+    SyntheticEpisode(load_robot("bimanual_ur5e"), steps=8, seed=1).write(root / "stranger")
+    SyntheticEpisode(ROBOT, steps=8, seed=2).write(root / "killed", close=False)
+    config = tmp_path / "bc.yaml"
+    config.write_text("horizon: 4\nsteps: 2\nbatch_size: 4\npolicy: {width: 16, layers: 1}\n")
+    assert main(["train", "bc", str(root), "--config", str(config), "--output", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert "1 of 3 bags used" in said
+    assert re.search(r"left out .*stranger.*was recorded with robot 'bimanual_ur5e'", said)
+    assert re.search(r"left out .*killed.*run aloe bags recover", said)
+
+
+def test_bags_without_an_instruction_do_not_teach_to_follow_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aloe_policy.encoders.embed", lambda text: np.zeros(384, np.float32))
+    info = SyntheticEpisode.info
+    monkeypatch.setattr(
+        SyntheticEpisode,
+        "info",
+        lambda self, episode: replace(info(self, episode), instruction="" if self.seed else "do it"),
+    )
+    root = bags(tmp_path / "bags", [Outcome.SUCCESS, Outcome.FAILURE], cameras=["overhead"], image_size=(32, 32))
+    config = replace(CONFIG, cameras=("overhead",), image_size=32)
+    open_demonstrations(tmp_path / "store", [root], ROBOT, config)  # that one failed and is not learned from
+    with pytest.raises(AloeError, match="episode_1 holds no instruction"):
+        open_demonstrations(tmp_path / "store", [root], ROBOT, replace(config, outcomes=("success", "failure")))
+    open_demonstrations(tmp_path / "states", [root], ROBOT, replace(CONFIG, outcomes=("success", "failure")))
 
 
 def test_the_command_trains_and_refuses_what_cannot_work(

@@ -55,7 +55,7 @@ def bc(
 
     from aloe_core.robot import load_robot
     from aloe_policy.demonstrations import open_demonstrations
-    from aloe_policy.train_bc import BcTrainer, launched_processes, make_policy
+    from aloe_policy.train_bc import BcTrainer, check_run, launched_processes, make_policy
     from aloe_policy.trainable import load_trainable
 
     processes = launched_processes()
@@ -68,6 +68,7 @@ def bc(
         start, parent = load_trainable(policy, robot)
         start.check_trainable()
         chosen.check_continues(start.spec, policy)
+    check_run(chosen, robot, processes.num_processes, start)
     folder = store or output / "replay"
     with (
         processes.main_process_first(),
@@ -75,7 +76,8 @@ def bc(
         _bar("reading bags", "bag", main) as bags_bar,
         _bar("encoding images", "image", main) as images_bar,
     ):
-        data = open_demonstrations(folder, bags, robot, chosen, workers, _shown(bags_bar), _shown(images_bar), start)
+        shown = _shown(bags_bar), _shown(images_bar), tqdm.write if main else lambda text: None
+        data = open_demonstrations(folder, bags, robot, chosen, workers, *shown, policy=start)
     trainer = BcTrainer(start or make_policy(chosen, robot, data), data, chosen, output, parent, processes)
     if resume:
         trainer.resume()
