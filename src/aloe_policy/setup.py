@@ -48,6 +48,7 @@ setup(
         ],
         "aloe.commands": [
             "rollout = aloe_policy.commands.rollout:rollout",
+            "evaluate = aloe_policy.commands.rollout:rollout",  # of a policy, as people type it
             "train.bc = aloe_policy.commands.train:bc",
             "serve = aloe_policy.commands.serve:serve",
             "bags.to-lerobot = aloe_policy.commands.lerobot:to_lerobot",

@@ -51,7 +51,7 @@ def resolve(path):
 
 
 def test_every_path_exists():
-    assert len(paths()) == 42 + 6 + 5 + 6
+    assert len(paths()) == 42 + 6 + 6 + 6
     for path, time in paths():
         resolve(path)
         assert time == "headerStamp"
@@ -74,6 +74,15 @@ def test_each_joint_is_shown_as_measured_commanded_and_proposed():
             f"/control/state.commanded[{index}]",
             f"/control/transition.proposal[{index}]",
         ]
+
+
+def test_the_sign_of_the_advantage_can_be_read():
+    indicators = [c for name, c in LAYOUT["configById"].items() if name.startswith("Indicator!")]
+    assert [c["path"] for c in indicators] == [f"/{topics.CRITIC_VALUE}.advantage", f"/{VALUE}.advantage"]
+    for config in indicators:
+        assert resolve(config["path"]) == Nodetype.BASE
+        assert [(rule["operator"], rule["rawValue"]) for rule in config["rules"]] == [(">", "0"), ("<", "0")]
+        assert len({config["fallbackColor"], *(rule["color"] for rule in config["rules"])}) == 3
 
 
 def test_cameras_and_diagnostics():
