@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from test_remote import Running
 
 from aloe_core.observation import Observation
 from aloe_core.robot import load_robot
+from aloe_policy.flow import FlowPolicy
 from aloe_policy.inference import ChunkJob, InferenceWorker, PolicyOffer
 
 ROBOT = load_robot("aloha_sim")
@@ -125,6 +127,22 @@ def test_a_failing_chunk_costs_that_chunk(tmp_path: Path, worker: InferenceWorke
     assert events.next()[0] == "chunk"
     assert worker.chunks == 1
     assert worker.latencies.quantile(0.5) > 0
+
+
+def test_chunks_that_no_robot_may_follow_are_refused(
+    tmp_path: Path, worker: InferenceWorker, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.submit(PolicyOffer(saved(tmp_path, "bc-0")))
+    version = events.next()[1]
+    lost = replace(job().observation, state=np.full(14, np.nan, np.float32))
+    worker.submit(replace(job(), observation=lost))
+    assert events.next() == ("failed", f"policy {version} gave a chunk that is not finite")
+    act = FlowPolicy.act
+    monkeypatch.setattr(FlowPolicy, "act", lambda *arguments: act(*arguments)[..., :13])
+    worker.submit(job())
+    reason = f"policy {version} gave a chunk of shape ({HORIZON}, 13), the robot has 14 actions"
+    assert events.next() == ("failed", reason)
+    assert worker.chunks == 0
 
 
 def test_a_policy_that_answers_no_more_is_closed(tmp_path: Path, events: Events) -> None:
