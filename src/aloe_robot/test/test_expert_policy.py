@@ -20,9 +20,22 @@ def test_clean_episodes_succeed(task):
     assert np.mean(rate.steps) < 250
 
 
-@pytest.mark.parametrize(("mishap", "least"), [("failed", 0.5), ("moved", 0.9), ("dropped", 0.9), ("misplaced", 0.8)])
-def test_it_recovers_after_a_mishap(mishap, least):
-    rate = evaluate("transfer_cube", range(8), after=mishap)
+# Rates over 40 seeds are in docs/control.md. What a clumsy expert (`failed`) leaves of the insertion is often out of its arm's reach.
+@pytest.mark.parametrize(
+    ("task", "mishap", "seeds", "least"),
+    [
+        ("transfer_cube", "failed", 6, 0.8),
+        ("transfer_cube", "moved", 6, 0.9),
+        ("transfer_cube", "dropped", 6, 0.9),
+        ("transfer_cube", "misplaced", 6, 0.8),
+        ("insertion", "failed", 8, 0.4),
+        ("insertion", "moved", 4, 0.9),
+        ("insertion", "dropped", 4, 0.9),
+        ("insertion", "misplaced", 4, 0.7),
+    ],
+)
+def test_it_recovers_after_a_mishap(task, mishap, seeds, least):
+    rate = evaluate(task, range(seeds), after=mishap)
     assert rate.episodes >= 4
     assert rate.successes >= least * rate.episodes
 
