@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,12 +48,43 @@ def recover(folder: Path | str) -> Recovery:
     Killed itself at any moment, it can be run again: the recovered file replaces the other in one step, `metadata.yaml` comes last.
 
     Raises:
-        AloeError: no MCAP bag, nothing readable in it, or the disk refuses.
+        AloeError: no MCAP bag, nothing readable in it, another process writes or recovers it, or the disk refuses.
     """
     folder = Path(folder).resolve()
-    storage = open_storage(folder)
-    if storage.finalised or not isinstance(storage, McapStorage):
-        return Recovery(folder, False, 0, (), ())
+    with ExitStack() as open_files:
+        storage = open_storage(folder)
+        open_files.callback(storage.close)
+        if storage.finalised or not isinstance(storage, McapStorage):
+            return Recovery(folder, False, 0, (), ())
+        for path in (folder, *storage.files):
+            if lock(path, open_files) is False:
+                raise AloeError(f"bag {folder} is being written, or recovered, by another process; it is left alone")
+        if (folder / METADATA_FILE).exists():  # meanwhile
+            return Recovery(folder, False, 0, (), ())
+        return _recover(folder, storage)
+
+
+def lock(path: Path, until: ExitStack) -> bool | None:
+    """Whether nobody else has locked `path`, which then is locked until `until` closes; None: this file system has no locks, nobody can tell.
+
+    Raises:
+        AloeError: `path` cannot be opened.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise AloeError(f"{path}: not readable: {error.strerror}") from None
+    until.callback(os.close, file)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _recover(folder: Path, storage: McapStorage) -> Recovery:
     work = folder / WORK_FOLDER
     shutil.rmtree(work, ignore_errors=True)  # of a recovery that was killed
     damage: list[str] = []
@@ -60,8 +93,6 @@ def recover(folder: Path | str) -> Recovery:
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
-    finally:
-        storage.close()
     if messages == 0:
         shutil.rmtree(work)
         raise AloeError(

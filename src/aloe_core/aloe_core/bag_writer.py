@@ -6,16 +6,18 @@ handed to the operating system at once, so that a recorder killed by SIGKILL los
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, cast
 
+from mcap.opcode import Opcode
 from mcap.writer import CompressionType, Writer
 from rosbags.typesys import TypesysError
 
@@ -39,16 +41,25 @@ from aloe_core.vocabulary import Outcome, Termination
 
 Compression = Literal["none", "lz4", "zstd"]
 _COMPRESSION = {"none": CompressionType.NONE, "lz4": CompressionType.LZ4, "zstd": CompressionType.ZSTD}
+_CHUNK = bytes([Opcode.CHUNK])
 CHUNK_BYTES = 1 << 20  # our choice: rosbag2's and mcap's default; a chunk is the least a reader must decompress
 CHUNK_SECONDS = 0.5  # [s] wall time; half of the second that a kill may cost
 
 
 class _Output:
-    """Unbuffered binary file: what `write` returned from is with the operating system and survives the death of this process."""
+    """Unbuffered binary file: what `write` returned from is with the operating system and survives the death of this process.
+
+    It is locked until it is closed, or this process dies: `recover` leaves alone what is being written.
+    """
+
+    _fd = -1
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
         self._position = 0
+        self.chunks = 0  # whole ones in the file
 
     def write(self, data: bytes) -> int:
         view = memoryview(data)
@@ -56,6 +67,7 @@ class _Output:
             written = os.write(self._fd, view)
             self._position += written
             view = view[written:]
+        self.chunks += data[:1] == _CHUNK  # `mcap` writes a chunk by itself
         return len(data)
 
     def tell(self) -> int:
@@ -68,6 +80,9 @@ class _Output:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def __del__(self) -> None:
+        self.close()  # a writer that was dropped, as after an error, holds no lock
 
     def sync(self) -> None:
         os.fsync(self._fd)
@@ -120,11 +135,13 @@ class BagWriter:
         self.info = info
         self._final = final
         self._name = final or self.folder
-        self.messages = 0
+        self.messages = 0  # taken by `write`,
+        self.in_file = 0  # and how many of them, the first ones, are in the file in a whole chunk
         self._topics: dict[str, _Topic] = {}
         self._schemas: dict[tuple[str, str], int] = {}  # by type and definition
         self._chunk_seconds = chunk_seconds
         self._chunk_started: float | None = None  # monotonic [s] of the first message in the open chunk
+        self._chunks = 0
         self._start_ns, self._end_ns = (1 << 63) - 1, 0
         self._failure: str | None = None
         self._closed = False
@@ -207,16 +224,13 @@ class BagWriter:
             entry = self._topics[topic]
         if self._closed:
             self._check_open()
+        sequence = entry.count
+        entry.count += 1
+        self.messages += 1
+        publish_time_ns = log_time_ns if publish_time_ns is None else publish_time_ns
         try:
-            self._mcap.add_message(
-                entry.channel,
-                log_time_ns,
-                data,
-                log_time_ns if publish_time_ns is None else publish_time_ns,
-                entry.count,
-            )
-            entry.count += 1
-            self.messages += 1
+            self._mcap.add_message(entry.channel, log_time_ns, data, publish_time_ns, sequence)
+            self._look()
             self._start_ns, self._end_ns = min(self._start_ns, log_time_ns), max(self._end_ns, log_time_ns)
             now = time.monotonic()
             if self._chunk_started is None:
@@ -238,6 +252,7 @@ class BagWriter:
             self._mcap.flush()
         except OSError as error:
             raise self._fail(error) from None
+        self._look()
         self._chunk_started = None
 
     def close(
@@ -271,6 +286,7 @@ class BagWriter:
             replace_file(self.folder / METADATA_FILE, dump_yaml({ROSBAG2_KEY: information}))
         except OSError as error:
             raise self._fail(error) from None
+        self._look()
         self._closed = True
 
     def abandon(self) -> None:
@@ -281,8 +297,14 @@ class BagWriter:
             self._mcap.flush()
         except OSError:
             pass  # the whole chunks before are kept
+        self._look()
         self._closed = True
         self._output.close()
+
+    def _look(self) -> None:
+        """Notices that a chunk has come into the file; it holds all messages so far."""
+        if self._output.chunks != self._chunks:
+            self._chunks, self.in_file = self._output.chunks, self.messages
 
     def _check_open(self) -> None:
         if self._closed:
@@ -290,6 +312,7 @@ class BagWriter:
 
     def _fail(self, error: OSError) -> AloeError:
         """Gives the bag up, keeping every whole chunk (recovery skips a torn one); later writes raise the same sentence."""
+        self._look()
         self._closed = True
         self._output.close()
         self._failure = f"cannot write the bag {self._name}: {error.strerror or error}"

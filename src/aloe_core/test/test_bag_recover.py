@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ from mcap.reader import make_reader
 from rosbags.highlevel import AnyReader
 
 from aloe_core import bag_recover
-from aloe_core.bag_format import RELIABLE
+from aloe_core.bag_format import RELIABLE, EpisodeInfo
 from aloe_core.bag_reader import find_bags, read_episode
-from aloe_core.bag_recover import recover
+from aloe_core.bag_recover import lock, recover
 from aloe_core.bag_storage import open_storage
 from aloe_core.bag_writer import BagWriter
 from aloe_core.errors import AloeError
@@ -215,6 +216,21 @@ def test_a_file_torn_in_its_first_chunk_is_left_as_it_is(tmp_path: Path, killed:
     with pytest.raises(AloeError, match="no whole message in it"):
         recover(folder)
     assert [p.name for p in folder.iterdir()] == ["e_0.mcap"]
+
+
+def test_a_bag_that_is_being_written_or_recovered_is_left_alone(tmp_path: Path, killed: Path) -> None:
+    with BagWriter(tmp_path / "live", EpisodeInfo("live")) as bag:
+        bag.write("/a", "std_msgs/msg/String", b"\x00\x01\x00\x00\x01\x00\x00\x00\x00", 1)
+        bag.flush()
+        with pytest.raises(AloeError, match=r"bag .*live is being written, or recovered, by another process"):
+            recover(tmp_path / "live")
+        assert [p.name for p in (tmp_path / "live").iterdir()] == ["live_0.mcap"]
+    folder = shutil.copytree(killed, tmp_path / "e")
+    with ExitStack() as other:
+        assert lock(folder, other)
+        with pytest.raises(AloeError, match="by another process"):
+            recover(folder)
+    assert recover(folder).needed
 
 
 def test_nothing_to_recover_is_left_alone(tmp_path: Path) -> None:

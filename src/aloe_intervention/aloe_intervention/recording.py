@@ -112,7 +112,9 @@ class EpisodeRecording:
         self._joint_states = joint_states
         self._writer = writer if writer is not None else BagWriter(folder, info)
         self._tallies: dict[str, TopicTally] = {}
+        self._unsafe: deque[Message] = deque()  # taken by the bag's writer and not in the file yet
         self._queue: deque[Message] = deque()
+        self._in_file = 0
         self._queued_bytes = 0
         self._queue_bytes = queue_bytes
         self._settle_s = settle_s
@@ -221,7 +223,7 @@ class EpisodeRecording:
 
     @property
     def messages(self) -> int:
-        """Written so far."""
+        """Written so far; once a write has failed, those that are in the file."""
         return sum(t.count for t in self._tallies.values())
 
     @property
@@ -257,8 +259,7 @@ class EpisodeRecording:
                     self._write_batch(batch)
                     self._writer.flush_if_due()
             except Exception as error:  # of whatever kind: a thread that dies tells nobody
-                with self._wake:
-                    self._failure = _sentence(error)
+                self._fail(error)
             if self._failure:
                 self._drop(batch)
             if last:
@@ -266,14 +267,33 @@ class EpisodeRecording:
 
     def _write_batch(self, batch: deque[Message]) -> None:
         while batch:
-            message = batch[0]
+            message = batch.popleft()
             tally = self._tallies[message.topic]
-            self._writer.write(message.topic, tally.spec.type, message.data, message.log_ns, message.publish_ns)
-            batch.popleft()
             tally.count += 1
             tally.bytes += len(message.data)
+            self._unsafe.append(message)
             with self._wake:
                 self._queued_bytes -= len(message.data)
+            self._writer.write(message.topic, tally.spec.type, message.data, message.log_ns, message.publish_ns)
+            self._settle()
+
+    def _settle(self) -> None:
+        """Forgets what is in the file."""
+        while self._in_file < self._writer.in_file:
+            self._unsafe.popleft()
+            self._in_file += 1
+
+    def _fail(self, error: Exception) -> None:
+        """Nothing can be written any more: what the writer had taken and is not in the file is lost."""
+        self._settle()
+        for message in self._unsafe:
+            tally = self._tallies[message.topic]
+            tally.count -= 1
+            tally.bytes -= len(message.data)
+            tally.dropped_by_queue += 1
+        self._unsafe.clear()
+        with self._wake:
+            self._failure = _sentence(error)
 
     def _drop(self, batch: deque[Message]) -> None:
         with self._wake:
@@ -288,7 +308,7 @@ class EpisodeRecording:
                 extra = {"complete": str(audit.complete).lower(), "audit": "; ".join(audit.reasons)}
                 self._writer.close(self.outcome, self.termination, extra)
         except Exception as error:
-            self._failure = _sentence(error)
+            self._fail(error)
             audit = self._verdict()
         try:
             replace_file(self.folder / AUDIT_FILE, json.dumps(audit.to_json(), indent=1) + "\n")

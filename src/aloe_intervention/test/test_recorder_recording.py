@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import struct
 import threading
 import time
 from array import array
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rosbags.highlevel import AnyReader
 
 from aloe_core.bag_format import EpisodeInfo, TopicQos
+from aloe_core.bag_recover import lock, recover
 from aloe_core.bag_writer import BagWriter
 from aloe_core.errors import AloeError
 from aloe_core.messages import bag_make, has_header, header_stamp_ns, joint_state_msg, typestore
@@ -22,6 +27,7 @@ from aloe_core.robot import load_robot
 from aloe_core.vocabulary import Outcome, Termination
 from aloe_intervention.recording import EpisodeRecording, Message, Recent, check_space
 from aloe_intervention.recording_audit import TopicTally, TransitionRow
+from aloe_intervention.recording_recovery import recover_unfinished
 from aloe_intervention.recording_topics import (
     TopicSpec,
     discovered_topic,
@@ -75,7 +81,7 @@ class GatedWriter(BagWriter):
 
 
 class FullDisk(BagWriter):
-    """A disk that is full after `room` messages."""
+    """A disk that is full when `room` messages are on it."""
 
     def __init__(self, folder: Path, room: int) -> None:
         super().__init__(folder, EpisodeInfo("e1"))
@@ -84,6 +90,7 @@ class FullDisk(BagWriter):
     def write(self, *arguments) -> None:
         self.room -= 1
         if self.room < 0:
+            self.flush()
             raise AloeError("cannot write the bag: No space left on device")
         super().write(*arguments)
 
@@ -170,6 +177,42 @@ def test_a_full_disk_is_told_and_everything_after_it_counted(tmp_path):
     assert audit.messages == 50
     assert sum(t.count + t.dropped for t in audit.topics) == 202
     assert json.loads((tmp_path / "e1" / "audit.json").read_text())["complete"] is False
+
+
+@pytest.mark.parametrize("share", [0.35, 0.45, 0.55, 0.7, 0.9, 0.99])
+def test_what_a_full_disk_refused_is_not_counted_as_recorded(tmp_path, monkeypatch, share):
+    """Wherever the disk ends, in a chunk, in its index or in the index of the bag: what recovery finds is what was counted."""
+
+    def recorded(folder: Path) -> EpisodeRecording:
+        recording = open_recording(folder, BagWriter(folder, EpisodeInfo("e1"), "none", chunk_bytes=2_000))
+        record(recording, 100)
+        finished(recording)
+        return recording
+
+    left, write = round(share * recorded(tmp_path / "whole").bytes), os.write
+
+    def limited(fd: int, data) -> int:
+        nonlocal left
+        if left == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = write(fd, data[:left])
+        left -= written
+        return written
+
+    folder = tmp_path / "e1"
+    monkeypatch.setattr("aloe_core.bag_writer.os.write", limited)
+    recording = recorded(folder)
+    monkeypatch.undo()
+    audit = recording.audit
+    assert recording.failure.startswith("cannot write the bag")
+    assert sum(t.count + t.dropped for t in audit.topics) == 202
+    recovered = recover(folder).messages
+    assert (audit.messages, sum(t.bytes for t in audit.topics)) == (recovered, message_bytes(folder))
+
+
+def message_bytes(folder: Path) -> int:
+    with AnyReader([folder]) as reader:
+        return sum(len(data) for _, _, data in reader.messages())
 
 
 @pytest.mark.parametrize("where", ["write", "close"])
@@ -307,6 +350,52 @@ def test_slow_cameras_are_not_gaps_of_the_control_loop():
     report = tally.report((TICK, 98 * TICK))
     assert report.problem == ""
     assert report.rate == pytest.approx(25.0, rel=0.03)
+
+
+# -- what another recorder has left --
+
+
+def leave(folder: Path, messages: int = 20) -> BagWriter:
+    """A bag in the state in which a recorder writes it."""
+    writer = BagWriter(folder, EpisodeInfo(folder.name))
+    for k in range(messages):
+        writer.write(JOINTS.name, JOINTS.type, joint_state(k), k)
+    writer.flush()
+    return writer
+
+
+def test_what_a_recorder_left_is_recovered_and_what_one_writes_is_left_alone(tmp_path):
+    leave(tmp_path / "killed").abandon()
+    leave(tmp_path / "whole").close()
+    leave(tmp_path / ".hidden").abandon()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "foreign_0.mcap").write_bytes((tmp_path / "killed" / "killed_0.mcap").read_bytes()[:8])
+    original = (tmp_path / "killed" / "killed_0.mcap").read_bytes()
+    live = leave(tmp_path / "live")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.parent.name != "killed"}
+    (recovered, done), (left, says) = recover_unfinished(tmp_path, 0)
+    assert (recovered, "killed is recovered: 20 messages; the original is kept as killed_0.mcap" in done) == (
+        True,
+        True,
+    )
+    assert (left, "is being written, or recovered, by another process" in says) == (False, True)
+    assert (tmp_path / "killed" / "killed_0.mcap.unfinalized").read_bytes() == original
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.parent.name != "killed"}
+    live.write(JOINTS.name, JOINTS.type, joint_state(99), 99)
+    live.close()
+    assert list(recover_unfinished(tmp_path, 0)) == []
+    with AnyReader([tmp_path / "live"]) as reader:
+        assert reader.message_count == 21
+
+
+def test_unfinished_bags_stay_where_there_is_no_room_or_somebody_else_recovers(tmp_path):
+    leave(tmp_path / "killed").abandon()
+    assert ["GB free in" in says for done, says in recover_unfinished(tmp_path, 1 << 62) if not done] == [True]
+    with ExitStack() as other:
+        assert lock(tmp_path, other)
+        assert next(recover_unfinished(tmp_path, 0))[1].endswith("another process is recovering there")
+    assert [p.name for p in (tmp_path / "killed").iterdir()] == ["killed_0.mcap"]
+    assert [done for done, _ in recover_unfinished(tmp_path, 0)] == [True]
 
 
 # -- topics --

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import TypeVar
 
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.clock import Clock, ClockType
@@ -24,12 +25,14 @@ from aloe_intervention.episode_store import check_name
 from aloe_intervention.nodes.raw_subscriptions import RawSubscriptions
 from aloe_intervention.recording import GIGABYTE, EpisodeRecording, Message, Recent, check_space
 from aloe_intervention.recording_audit import TopicReport
+from aloe_intervention.recording_recovery import recover_unfinished
 from aloe_intervention.recording_topics import IMAGE_CHOICES, TopicSpec, recorded_topics
 from aloe_msgs.msg import EpisodeEvent, PolicyVersion, RecorderStatus, TopicAudit, Transition
 from aloe_robot.nodes.lifecycle import ManagedNode, give_back, run
 from aloe_robot.nodes.parameters import declare
 from aloe_robot.nodes.qos import LATCHED
 
+Kind = TypeVar("Kind", Outcome, Termination)
 STATUS_PERIOD = 1.0  # [s] wall time
 POLL_PERIOD = 0.05  # [s] wall time
 CLOSE_TIMEOUT = 20.0  # [s] that a bag gets to close when the node ends
@@ -68,6 +71,8 @@ class RecorderNode(ManagedNode):
             self.bags.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise AloeError(f"cannot make the bags folder {self.bags}: {error.strerror}") from None
+        for recovered, sentence in recover_unfinished(self.bags, self.min_free):
+            (self.get_logger().info if recovered else self.get_logger().warning)(sentence)
         self.specs = {
             self.resolve_topic_name(s.name): s for s in recorded_topics(self.robot, self.simulator, self.images)
         }
@@ -196,7 +201,8 @@ class RecorderNode(ManagedNode):
         )
 
     def _stop(self, event: EpisodeEvent, published_ns: int) -> None:
-        outcome, termination = Outcome(event.outcome), Termination(event.termination_reason)
+        outcome = self._known(Outcome, event.outcome, Outcome.UNLABELLED)
+        termination = self._known(Termination, event.termination_reason, Termination.NONE)
         if self.recording is not None:
             self.recording.stop(outcome, termination, time.monotonic(), published_ns)
         elif self.low_space and outcome is not Outcome.UNLABELLED:
@@ -207,6 +213,17 @@ class RecorderNode(ManagedNode):
                 )
             except AloeError as error:
                 self.get_logger().error(str(error))
+
+    def _known(self, kind: type[Kind], value: int, otherwise: Kind) -> Kind:
+        """`value` as a member of `kind`: an event of somebody else's version must not end the recording."""
+        try:
+            return kind(value)
+        except ValueError:
+            self.get_logger().warning(
+                f"{self.events}: {kind.__name__.lower()} {value} of episode '{self.episode_id}' is unknown; "
+                f"recorded as {otherwise.name.lower()}"
+            )
+            return otherwise
 
     def _close(self, reason: str = "") -> None:
         assert self.recording is not None
