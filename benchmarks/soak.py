@@ -175,7 +175,7 @@ class Soak(Demo):
         problems += [
             f"{name} was started {p['processes']} times" for name, p in processes.items() if p["processes"] > 1
         ]
-        problems += re.findall(r"^\[aloe\] .*died with.*$", log, re.MULTILINE)
+        problems += re.findall(r"^\[aloe\] .*(?:died with|was killed by).*$", log, re.MULTILINE)
         return {
             "robot_hours": self._robot_s(rounds) / 3600,
             "wall_hours": wall_s / 3600,
