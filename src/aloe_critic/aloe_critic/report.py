@@ -17,12 +17,13 @@ from matplotlib.figure import Figure
 from aloe_core.bag_format import replace_file
 from aloe_core.errors import AloeError
 from aloe_core.fragments import tick_sources
+from aloe_core.policy import POLICY_FILE
 from aloe_core.robot import RobotDescription
 from aloe_core.vocabulary import Outcome, Source
 from aloe_critic import figures, judgement
 from aloe_critic.critic_file import CRITIC_FILE, load_critic
 from aloe_critic.film import film_strip
-from aloe_critic.improvement import STORE, ImproveConfig, ImproveResult, read_result
+from aloe_critic.improvement import POLICY, STORE, ImproveConfig, ImproveResult, read_result
 from aloe_critic.methods import Method
 from aloe_critic.metrics import read_metrics
 from aloe_critic.ope import calibration_curve, spearman
@@ -119,12 +120,12 @@ def write_report(
     method, facts, version = load_critic(iteration / CRITIC_FILE)
     started = read_started(iteration, facts, config)
     store = ReplayStore(iteration.parent / STORE)
-    policy, _ = load_trainable(Path(result.policy), robot)
+    policy, whose = _valued_policy(iteration, result, robot)
     replay = started_replay(iteration, started, store, policy)
     changed = replay.digest != started.digest
     page = Page(iteration / "report")
     page.folder.mkdir(parents=True, exist_ok=True)
-    _summary(page, result, facts.policy_version, version)
+    _summary(page, result, facts.policy_version, version, whose)
 
     on_step("learning curves")
     page.section("Learning")
@@ -171,7 +172,8 @@ def write_report(
         support = judgement.support_values(replay, critic, policy, seed=seed)
         page.section(
             "Chunks outside of the data",
-            "A sound critic does not value chunks that were never executed at a state above those that were.",
+            "A sound critic does not value chunks that were never executed at a state above those that were. "
+            "Nothing but the minimum over its heads sees to it, unless the method is pessorl.",
         )
         page.figure("support", figures.histograms(support, f"{len(support['executed here'])} states of the replay"))
 
@@ -185,7 +187,18 @@ def write_report(
     return file
 
 
-def _summary(page: Page, result: ImproveResult, judged_policy: str, critic_version: str) -> None:
+def _valued_policy(iteration: Path, result: ImproveResult, robot: RobotDescription) -> tuple[TrainablePolicy, str]:
+    """The policy that V and the advantages are of, and its version: the one whose value the critic learned, if the iteration before made it, else the improved
+    one."""
+    parent = iteration.parent / f"{result.iteration - 1:03d}" / POLICY
+    if (parent / POLICY_FILE).exists():
+        policy, version = load_trainable(parent, robot)
+        if version == result.parent_version:
+            return policy, version
+    return load_trainable(Path(result.policy), robot)
+
+
+def _summary(page: Page, result: ImproveResult, judged_policy: str, critic_version: str, whose: str) -> None:
     page.table(
         ("", ""),
         [
@@ -203,6 +216,12 @@ def _summary(page: Page, result: ImproveResult, judged_policy: str, critic_versi
     page.text(
         "Values are discounted scaled returns: 0 is success now, -1 a success that never comes, less than -1 a failure."
     )
+    against = (
+        "the policy whose value the critic learned, and against which chunks were weighed."
+        if whose == judged_policy
+        else f"the policy that was made. Chunks were weighed against {judged_policy}, which this run does not hold, by other advantages."
+    )
+    page.text(f"V, and so every advantage, is that of {whose}, {against}")
 
 
 def _different(replay: StoreReplay, count: int) -> list[int]:

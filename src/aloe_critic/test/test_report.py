@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import replay_rig as rig
+import torch
 
 from aloe_core.bag_labels import Label, append_label
 from aloe_core.cli import main
 from aloe_core.errors import AloeError
 from aloe_core.synthetic import SyntheticEpisode
 from aloe_core.vocabulary import Outcome
-from aloe_critic import improvement
+from aloe_critic import improvement, judgement
 from aloe_critic.critic_file import load_critic
 from aloe_critic.improvement import ImproveConfig
 from aloe_critic.judgement import judge
@@ -149,6 +150,25 @@ def test_an_iteration_that_learned_from_some_episodes(trained, tmp_path):
     assert (started.episodes, started.config.backup, started.config.reward.gamma) == ([0, 2], 5, GAMMA)
     page = write_report(run / "001", ROBOT, episodes=1).read_text()
     assert [row[:3] for row in table(page)] == [["0", "2", "1"]]
+
+
+def test_advantages_are_against_the_policy_that_was_improved(trained, run, monkeypatch):
+    store, _ = improvement.ingest(run, [trained / "bags"], None, ROBOT)
+    made = improvement.improve(run, store, None, ROBOT, QUICK)
+    judging = []
+    monkeypatch.setattr(judgement, "judge", lambda *args, **kw: judging.append(args[2]) or judge(*args, **kw))
+    whose = "V, and so every advantage, is that of "
+    page = write_report(run / "002", ROBOT, episodes=1).read_text()
+    assert f"{whose}{made.parent_version}, the policy whose value the critic learned, and against" in page
+    parent, version = improvement.load_trainable(run / "001" / "policy", ROBOT)
+    assert version == made.parent_version
+    assert judging
+    for policy in judging:
+        assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), parent.parameters(), strict=True))
+    page = write_report(run / "001", ROBOT, episodes=1).read_text()
+    first = improvement.read_result(run / "001")
+    assert f"{whose}{first.version}, the policy that was made." in page
+    assert f"Chunks were weighed against {first.parent_version}, which this run does not hold" in page
 
 
 def from_here(run, capsys, *more):
