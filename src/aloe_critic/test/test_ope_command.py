@@ -15,10 +15,12 @@ from aloe_core.synthetic import SyntheticEpisode
 from aloe_core.vocabulary import Outcome
 from aloe_critic import evaluation, improvement
 from aloe_critic.commands.ope import lines, policy_names
-from aloe_critic.critic_file import load_critic, save_critic
+from aloe_critic.critic import ChunkCritic
+from aloe_critic.critic_file import CriticFacts, load_critic, save_critic
 from aloe_critic.improvement import ImproveConfig
 from aloe_critic.learner import LearnerConfig
-from aloe_policy.replay import ReplayStore, RewardConfig
+from aloe_critic.replay import StoreReplay
+from aloe_policy.replay import ChunkSamples, ReplayStore, RewardConfig
 
 
 @pytest.fixture(scope="module")
@@ -274,3 +276,31 @@ def test_a_given_critic_of_something_else_is_refused(two_kinds, tmp_path, critic
     with pytest.raises(AloeError, match=complaint) as error:
         estimate(two_kinds, tmp_path / "ope", "quick", critic=folder, **settings)
     assert str(error.value).startswith(str(folder))
+
+
+def test_a_given_critic_that_looks_elsewhere_is_refused(tmp_path):
+    """A replay of one camera with four features of three numbers, and critics of more."""
+    SyntheticEpisode(ROBOT, 24, cameras=("overhead",)).write(tmp_path / "bags" / "seen")
+    store = ReplayStore(tmp_path / "store")
+    store.ingest([tmp_path / "bags"], ROBOT, ("overhead",), (16, 16))
+    store.cache_features("grid", lambda images: np.zeros((len(images), 4, 3), np.float16))
+    replay = StoreReplay(ChunkSamples(store, HORIZON, encoder="grid"))
+    view = {"encoder": "grid", "critic": replay.critic_config()}
+    facts = CriticFacts(
+        "aloe", options={}, return_range=(-1.0, 0.0), gamma=0.99, robot_hash="", policy_version="", **view
+    )
+
+    def check(**changes):
+        config = replace(facts.critic, width=16, **changes)
+        evaluation._check_view(Path("critic"), ChunkCritic(config), replace(facts, critic=config), replay)
+
+    check()
+    for changes, said in (
+        ({"feature_tokens": 9}, "critic looks through overhead at 9 features of 3 numbers and an instruction of 0;"),
+        ({"cameras": ("front", "overhead")}, "critic looks through front, overhead at 4 features"),
+        ({"instruction_dim": 5}, "and an instruction of 5; with this policy there are overhead, 4 of 3, and 0"),
+    ):
+        with pytest.raises(AloeError, match=said):
+            check(**changes)
+    with pytest.raises(AloeError, match="looks through the encoder 'other', the policy through 'grid'"):
+        evaluation._check_view(Path("critic"), ChunkCritic(facts.critic), replace(facts, encoder="other"), replay)
