@@ -337,7 +337,6 @@ def test_bad_twists_silence_and_two_operators_hold_the_arm_and_name_the_reason(p
         ("spacemouse_node", {"arms": ["left"], "axis_map": ["x"]}, "axis_map names six"),
         ("teleop_node", {"linear_speed": -1.0}, "linear_speed is a positive number"),
         ("teleop_node", {"engage_buttons": "both"}, "parameter 'engage_buttons': 'both' is not a list"),
-        ("teleop_node", {"robot": "bimanual_ur5e"}, "give 'urdf' in its description"),
         ("operator_node", {"speed": "fast"}, "parameter 'speed': 'fast' is not of type float"),
     ],
 )
