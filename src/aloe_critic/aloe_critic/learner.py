@@ -66,12 +66,16 @@ class Learner:
             on_progress: called often; returning False cancels.
 
         Raises:
-            AloeError: nothing to learn from, or `folder` belongs to another run.
+            AloeError: nothing to learn from, `folder` belongs to another run, or a mixed precision that scales the loss.
         """
         if not len(replay.start):
             raise AloeError("the replay holds no chunk to learn from")
         self.config, self.replay, self.folder, self.on_progress = config, replay, Path(folder), on_progress
         self.accelerator = accelerator or Accelerator()
+        if self.accelerator.mixed_precision == "fp16":
+            raise AloeError(
+                "mixed precision 'fp16' scales the loss, which the learner's optimizers do not undo: use 'bf16' or 'no'"
+            )
         self.device = self.accelerator.device
         self.metrics = Metrics(self.folder)
         self.method = method.to(self.device)
@@ -305,6 +309,7 @@ class Learner:
     def _resume(self, state: Path) -> dict[str, Tensor]:
         """Takes up an interrupted run, if there is one; returns its tensors."""
         if not state.exists():
+            self._agree(state)
             self._forget(0, 0)
             return {}
         tensors, facts = read_state(state)
@@ -318,8 +323,20 @@ class Learner:
         if self._critic_optimizer is not None:
             load_optimizer("critic_optimizer", self._critic_optimizer, tensors)
         self.weight_N = tensors.get("weights")
+        self._agree(state)
         self._forget(self.critic_step, self.actor_step)
         return tensors
+
+    def _agree(self, state: Path) -> None:
+        """Only the main process saves: a process that does not see its file would wait for the others at another step, for ever."""
+        own = torch.tensor([self.critic_step, self.actor_step], device=self.device)
+        of_main, *others = self.accelerator.gather(own).view(-1, 2).tolist()
+        for rank, steps in enumerate(others, 1):
+            if steps != of_main:
+                raise AloeError(
+                    f"process {rank} would go on from critic and actor step {steps}, process 0 from {of_main}: "
+                    f"{state} must be one file in a folder that all machines share"
+                )
 
     # -- what a person sees -------------------------------------------------------------------------------------------------------------------
 

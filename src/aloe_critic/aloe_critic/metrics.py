@@ -7,43 +7,53 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aloe_core.bag_format import replace_file
+
 METRICS_FILE = "metrics.jsonl"
 
 
 class Metrics:
-    """Appends to `metrics.jsonl` in a folder, and to TensorBoard event files beside it once `tensorboard` was called."""
+    """Appends to `metrics.jsonl` in a folder, and to TensorBoard event files in `tensorboard/` beside it if `tensorboard` was called before the learning."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._writer: Any = None
+        self._make_writer: Any = None
+        self._writers: dict[
+            str, Any
+        ] = {}  # per stage, because each counts its own steps, and a purge is of all that a writer has
 
     def tensorboard(self) -> None:
-        """Writes event files from now on."""
+        """Writes event files from the next `forget_after` on."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(self.folder))
+        self._make_writer = SummaryWriter
 
     def close(self) -> None:
-        """Ends the thread that writes the event files; numbers that come later go to `metrics.jsonl` alone."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Ends the threads that write the event files; numbers that come later go to `metrics.jsonl` alone."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers = {}
 
     def add(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Numbers of one step of `critic` or `actor`, or of the `weights` judged before an actor step."""
         with open(self.folder / METRICS_FILE, "a") as stream:
             stream.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
-        if self._writer is not None:
+        if stage in self._writers:
             for name, value in values.items():
-                self._writer.add_scalar(f"{stage}/{name}", value, step)
-            self._writer.flush()
+                self._writers[stage].add_scalar(f"{stage}/{name}", value, step)
+            self._writers[stage].flush()
 
     def forget_after(self, critic_step: int, actor_step: int) -> None:
         """Drops the lines of steps that a resumed run will repeat, and one that a kill cut short."""
         limits = {"critic": critic_step, "weights": actor_step - 1, "actor": actor_step}
         kept = [json.dumps(row) + "\n" for row in read_metrics(self.folder) if row["step"] <= limits[row["stage"]]]
-        (self.folder / METRICS_FILE).write_text("".join(kept))
+        replace_file(self.folder / METRICS_FILE, "".join(kept))
+        if self._make_writer is not None:
+            self._writers = {
+                stage: self._make_writer(str(self.folder / "tensorboard" / stage), purge_step=last + 1)
+                for stage, last in limits.items()
+            }
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

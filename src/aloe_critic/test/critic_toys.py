@@ -4,6 +4,7 @@ The task: a state in [-1, 1]; a chunk of ten two-dimensional actions succeeds to
 noisy around half of that, demonstrations are right.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def toy_policy(seed=0):
     return FlowPolicy(spec, FlowConfig(width=32, layers=2, steps=5), Normalisation({"state": ones, "action": ones}))
 
 
-def toy_learner(folder, method="aloe", on_progress=lambda progress: None, options=None, **config):
+def toy_learner(folder, method="aloe", on_progress=lambda progress: None, options=None, accelerator=None, **config):
     torch.manual_seed(1)
     settings = {
         "critic_steps": 30,
@@ -93,13 +94,15 @@ def toy_learner(folder, method="aloe", on_progress=lambda progress: None, option
         ToyReplay(),
         LearnerConfig(**{**settings, **config}),
         Path(folder),
-        on_progress=on_progress,
+        accelerator,
+        on_progress,
     )
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    learner = toy_learner(sys.argv[1], sys.argv[2], lambda p: print(f"{p.stage} {p.step}", flush=True), refresh=REFRESH)
+    folder = sys.argv[1].replace("RANK", os.environ.get("RANK", "0"))  # for processes that do not share a folder
+    learner = toy_learner(folder, sys.argv[2], lambda p: print(f"{p.stage} {p.step}", flush=True), refresh=REFRESH)
     policy = learner.run()
     size = sum(
         parameter.double().abs().sum().item() for parameter in [*policy.parameters(), *learner.method.parameters()]

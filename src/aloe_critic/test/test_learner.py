@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from critic_toys import REFRESH, ToyReplay, toy_learner, toy_policy
 
 from aloe_core.errors import AloeError
 from aloe_core.vocabulary import Source
 from aloe_critic.learner import STATE_FILE, Cancelled, Diverged, learning_rate
 from aloe_critic.methods import METHODS
-from aloe_critic.metrics import METRICS_FILE, read_metrics
+from aloe_critic.metrics import METRICS_FILE, Metrics, read_metrics
 from aloe_policy.training_state import random_numbers, read_state, write_state
 
 TOYS = Path(__file__).with_name("critic_toys.py")
@@ -213,3 +214,57 @@ def test_a_damaged_state_is_named(tmp_path):
 def test_metrics_cut_short_by_a_kill_are_read(tmp_path):
     (tmp_path / METRICS_FILE).write_text('{"stage": "critic", "step": 1}\n{"stage": "cri')
     assert read_metrics(tmp_path) == [{"stage": "critic", "step": 1}]
+
+
+def test_a_kill_while_metrics_are_rewritten_costs_nothing(tmp_path, monkeypatch):
+    metrics = Metrics(tmp_path)
+    for step in (1, 2, 3):
+        metrics.add("critic", step, {"loss": 1.0 / step})
+    before = read_metrics(tmp_path)
+
+    def killed(*files):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        metrics.forget_after(2, 0)
+    assert read_metrics(tmp_path) == before
+    monkeypatch.undo()
+    metrics.forget_after(2, 0)
+    assert read_metrics(tmp_path) == before[:2]
+
+
+def test_curves_of_a_resumed_run_have_every_step_once(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for stop in (("critic", 18), ("actor", 6), None):
+        learner = toy_learner(tmp_path, on_progress=lambda p, stop=stop: (p.stage, p.step) != stop, log_every=1)
+        learner.metrics.tensorboard()
+        try:
+            learner.run()
+        except Cancelled:
+            pass
+        learner.metrics.close()
+    for stage, name in (("critic", "critic_loss"), ("actor", "flow_loss"), ("weights", "used_share")):
+        curve = EventAccumulator(str(tmp_path / "tensorboard" / stage)).Reload()
+        steps = [event.step for event in curve.Scalars(f"{stage}/{name}")]
+        logged = [row["step"] for row in read_metrics(tmp_path) if row["stage"] == stage]
+        assert steps == logged == sorted(set(steps)), stage
+        assert len(steps) == (1 if stage == "weights" else 30)
+
+
+def test_half_precision_with_a_scaled_loss_is_refused(tmp_path, monkeypatch):
+    accelerator = Accelerator()
+    monkeypatch.setattr(accelerator.state, "_mixed_precision", "fp16")  # without a GPU, accelerate refuses it itself
+    with pytest.raises(AloeError, match=r"mixed precision 'fp16' .* use 'bf16' or 'no'"):
+        toy_learner(tmp_path, accelerator=accelerator)
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_share_a_folder_are_refused(tmp_path, start_process):
+    with pytest.raises(Cancelled):
+        toy_learner(tmp_path / "0", on_progress=lambda p: (p.stage, p.step) != ("critic", 9), refresh=REFRESH).run()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    process = start_process([*launch, str(TOYS), f"{tmp_path}/RANK", "aloe"], env={"ACCELERATE_USE_CPU": "true"})
+    process.wait_for(r"AloeError: process 1 would go on from critic and actor step \[0, 0\], process 0 from \[8, 0\]")
+    assert process.wait() != 0
