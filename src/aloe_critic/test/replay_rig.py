@@ -34,7 +34,8 @@ def save_policy(folder, seed=0, cameras=(), image_size=None, objects=7):
     if objects:
         statistics["object_state"] = (torch.zeros(7), torch.ones(7))
     spec = PolicySpec.of(ROBOT, HORIZON, cameras, image_size, objects)
-    FlowPolicy(spec, FlowConfig(width=32, layers=1, steps=2), Normalisation(statistics)).save(folder, f"test-{seed}")
+    config = FlowConfig("transformer" if cameras else "mlp", width=32, layers=1, steps=2)
+    FlowPolicy(spec, config, Normalisation(statistics)).save(folder, f"test-{seed}")
     return folder
 
 

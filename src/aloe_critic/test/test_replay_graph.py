@@ -11,7 +11,7 @@ import torch
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import get_types_from_msg
 
-from aloe_core import topics
+from aloe_core import cli, topics
 from aloe_core.bag_messages import iter_messages
 from aloe_core.bag_reader import read_episode
 from aloe_core.errors import AloeError
@@ -23,6 +23,7 @@ from aloe_critic.recording import Recording, Request
 from aloe_critic.replay_shadow import propose, replay
 from aloe_critic.replay_summary import summarise
 from aloe_critic.scoring import ChunkScorer
+from aloe_policy.encoders import INSTRUCTION_DIM
 from aloe_policy.playback import Pace, Playback
 from aloe_policy.replayed_bag import CHUNK, RECORDED_CHUNK, VALUE
 
@@ -182,6 +183,39 @@ def test_a_bag_of_ros_itself(start_node, tmp_path):
         alone = propose(recording, sees, request, 1, seed=0)
         np.testing.assert_array_equal(np.reshape(message.positions, (-1, 14)), alone.positions)
     recording.close()
+
+
+@pytest.mark.slow
+def test_policy_and_critic_follow_the_instruction_that_a_bag_lacks(ros_domain, start_process, tmp_path):
+    """A bag of ROS's own recorder has no events: the critic hears the instruction from the requests, and judges as without ROS."""
+    torch.set_num_threads(1)
+    rig.foreign_bag(tmp_path / "ros", drivers=1)
+    policy = rig.save_policy(tmp_path / "policy", cameras=("overhead",), image_size=(64, 64), objects=0)
+    critic = rig.save_toy_critic(tmp_path / "critic", "test", instruction_dim=INSTRUCTION_DIM)
+    words = {"instruction": "insert the peg", "policy": policy, "critic": critic}
+    arguments = [
+        f"{key}:={value}" for key, value in {**words, "bag": tmp_path / "ros", "output": tmp_path / "live"}.items()
+    ]
+    process = start_process([sys.executable, "-m", "aloe_core.cli", "up", str(LAUNCH), *arguments], name="aloe up")
+    assert process.wait(timeout=300) == 0
+
+    options = [option for key, value in words.items() for option in (f"--{key}", str(value))]
+    assert (
+        cli.main(
+            ["replay", str(tmp_path / "ros"), "--robot", "aloha_sim", "--output", str(tmp_path / "alone"), *options]
+        )
+        == 0
+    )
+    for topic, field in ((CHUNK, "positions"), (VALUE, "q"), (VALUE, "v")):
+        live, alone = (
+            [
+                (stamp_to_ns(m.header.stamp), np.array(getattr(m, field)).tolist())
+                for m in messages(tmp_path / where / "ros", topic)
+            ]
+            for where in ("live", "alone")
+        )
+        assert len(live) == 3
+        assert live == alone
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.clock import Clock, ClockType
+from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, JointState
 
@@ -21,11 +22,12 @@ from aloe_core.robot import load_robot
 from aloe_critic.critic_file import CRITIC_FILE
 from aloe_critic.scoring import ChunkScorer
 from aloe_msgs.msg import ActionChunk as ActionChunkMsg
-from aloe_msgs.msg import CriticValue, EpisodeEvent, PolicyVersion, TaskState
+from aloe_msgs.msg import ChunkRequest, CriticValue, EpisodeEvent, PolicyVersion, TaskState
 from aloe_robot.nodes.lifecycle import ManagedNode, run
 from aloe_robot.nodes.qos import LATCHED
 
 IMAGES = QoSProfile(depth=2, reliability=ReliabilityPolicy.BEST_EFFORT)
+REQUESTS_KEPT = 256  # whose instruction is remembered; a chunk follows its request after one inference
 LOOK_PERIOD = 0.02  # [s] wall time between looks at chunks whose observation was not complete
 
 
@@ -47,7 +49,10 @@ class CriticNode(ManagedNode):
         self._builder: ObservationBuilder | None = None
         self._sensors: list = []
         self._waiting: list[tuple[ActionChunk, float]] = []
-        self._instruction, self._scored, self._left_out = "", 0, 0
+        self._instructions: dict[tuple[str, int], str] = {}  # (episode, number) of a request -> what it asks for
+        self._instruction = ""  # the newest heard, for a chunk whose request was not
+        self._values: Publisher | None = None
+        self._scored, self._left_out = 0, 0
 
     def configure(self) -> None:
         import torch
@@ -64,6 +69,7 @@ class CriticNode(ManagedNode):
 
     def activate(self) -> None:
         self._owned = [
+            self.create_subscription(ChunkRequest, topics.CHUNK_REQUEST, self._on_request, 10),  # before the chunks
             self.create_subscription(ActionChunkMsg, topics.CHUNK, self._on_chunk, 10),
             self.create_subscription(EpisodeEvent, topics.EPISODE_EVENT, self._on_event, LATCHED),
             self.create_subscription(PolicyVersion, topics.POLICY_VERSION, self._on_version, LATCHED),
@@ -83,6 +89,10 @@ class CriticNode(ManagedNode):
 
     def cleanup(self) -> None:
         self._scorer = self._builder = None
+        self._instructions, self._instruction = {}, ""
+        if self._values is not None:
+            self.destroy_publisher(self._values)
+            self._values = None
 
     def _load(self, policy: Path) -> None:
         value = lambda name: self.get_parameter(name).value  # noqa: E731
@@ -137,6 +147,13 @@ class CriticNode(ManagedNode):
     def _on_event(self, message: EpisodeEvent) -> None:
         self._instruction = message.instruction
 
+    def _on_request(self, message: ChunkRequest) -> None:
+        """A bag of ROS's own recorder has no events; and the policy heeds the request, not the event."""
+        self._instruction = message.instruction
+        self._instructions[message.episode_id, message.request_id] = message.instruction
+        if len(self._instructions) > REQUESTS_KEPT:
+            del self._instructions[next(iter(self._instructions))]
+
     def _on_chunk(self, message: ActionChunkMsg) -> None:
         try:
             self._waiting.append((chunk_from_msg(message, self.robot), time.monotonic()))
@@ -155,10 +172,10 @@ class CriticNode(ManagedNode):
             if not (late or self._builder.ready(chunk.stamp_ns)):
                 continue
             self._waiting.remove(waiting)
+            instruction = self._instructions.get((chunk.episode_id, chunk.request_id), self._instruction)
             try:
-                score = self._scorer.score(
-                    self._builder.build(chunk.stamp_ns, self._instruction), chunk.positions, chunk.chunk_id
-                )
+                seen = self._builder.build(chunk.stamp_ns, instruction)
+                score = self._scorer.score(seen, chunk.positions, chunk.chunk_id)
             except AloeError as error:
                 self._left_out += 1
                 self.get_logger().warning(f"chunk {chunk.chunk_id} is not judged: {error}", throttle_duration_sec=1.0)
