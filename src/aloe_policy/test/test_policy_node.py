@@ -140,6 +140,9 @@ def test_requests_are_answered_and_policies_change_between_them(robot: Robot, st
     assert len(robot.chunks) == seen
     robot.observe(2 * STEP)
     assert robot.answer().stamp_ns == 2 * STEP
+    robot.request(STEP, 1)  # also after another one: in a replay both may have been lost
+    robot.answer()
+    assert robot.chunks[-1] == first
 
     robot.announce(tmp_path / "bc-1", versions["bc-1"], "0" * 64)
     robot.until(lambda: robot.status.rejected_version == versions["bc-1"])

@@ -33,6 +33,7 @@ from aloe_robot.nodes.lifecycle import ManagedNode, RCLError, run
 from aloe_robot.nodes.qos import LATCHED
 
 IMAGES = QoSProfile(depth=2, reliability=ReliabilityPolicy.BEST_EFFORT)
+ANSWERS_KEPT = 32  # requests; a replay asks several again when their answers, or the critic's to these, were lost
 LOOK_PERIOD = 0.02  # [s] wall time between looks at requests that have waited too long
 REPORT_PERIOD = 1.0  # [s]
 
@@ -71,8 +72,7 @@ class PolicyNode(ManagedNode):
         self._state, self._message, self._rejected = PolicyStatus.STATE_LOADING, "", ""
         self._policy: ChunkPolicy | None = None
         self._offered: tuple[str, str] | None = None  # version and hash that were announced last and not refused
-        self._handled: tuple | None = None  # the newest request that went to the worker,
-        self._answer: ActionChunkMsg | None = None  # and its chunk once it is there
+        self._answers: dict[tuple, ActionChunkMsg | None] = {}  # requests that went to the worker -> their chunk
         self._staleness: dict[str, float] = {}  # of the newest chunk
         self._failures = 0
 
@@ -126,8 +126,9 @@ class PolicyNode(ManagedNode):
             staleness["image_age_s"] = (chunk.stamp_ns - min(chunk.camera_stamps_ns.values())) / 1e9
         with self._lock:
             self._staleness = staleness
-            if self._handled == (chunk.episode_id, chunk.request_id, chunk.stamp_ns):
-                self._answer = message
+            key = (chunk.episode_id, chunk.request_id, chunk.stamp_ns)
+            if key in self._answers:
+                self._answers[key] = message
         self._tell(self._chunk_pub, message)
         self._diagnose()
 
@@ -176,7 +177,7 @@ class PolicyNode(ManagedNode):
         if any(_key(w.request) == key for w in self._waiting):
             return
         with self._lock:
-            again, answer = key == self._handled, self._answer
+            again, answer = key in self._answers, self._answers.get(key)
         if again:
             if answer is not None:
                 self._tell(self._chunk_pub, answer)
@@ -269,7 +270,9 @@ class PolicyNode(ManagedNode):
                 )
             self._waiting.remove(waiting)
             with self._lock:
-                self._handled, self._answer = _key(request), None
+                self._answers[_key(request)] = None
+                if len(self._answers) > ANSWERS_KEPT:
+                    del self._answers[next(iter(self._answers))]
             prefix = np.array(request.prefix, np.float32).reshape(-1, self.robot.action_dim)
             self._worker.submit(
                 ChunkJob(observation, request.episode_id, request.request_id, prefix, request.prefix_steps)
