@@ -30,7 +30,8 @@ class StoreReplay:
         """
         self.samples_of, self.store = samples, samples.store
         self.start, self.bootstrap = torch.from_numpy(samples.start), torch.from_numpy(samples.bootstrap)
-        self.ticks, self.backup = self.store.rows, samples.backup
+        last = self.store.episodes[max(samples.episodes)]
+        self.ticks, self.backup = last.start + last.steps + 1, samples.backup  # later episodes are not looked at
         self.return_range, self.digest = samples.return_range, samples.digest
         self.facts = SampleFacts(
             source=torch.from_numpy(samples.source),

@@ -97,3 +97,10 @@ def test_the_policys_chunks_are_those_of_the_start_and_of_where_it_is_backed_up_
 def test_returns_that_are_not_backed_up_are_not_cut(replay, tmp_path):
     batch, _, most = teach(replay, tmp_path, "monte_carlo_q", cut_share=1.0)
     assert torch.equal(batch["action_mask"].sum(dim=1), most)
+
+
+def test_what_came_in_after_the_chosen_episodes_is_not_looked_at(replay):
+    """So an interrupted iteration draws the same table again, whatever was recorded since."""
+    chosen = StoreReplay(ChunkSamples(replay.store, HORIZON, episodes=[0]))
+    assert (replay.ticks, chosen.ticks) == (2 * (STEPS + 1), STEPS + 1)
+    assert chosen.observe(torch.tensor([chosen.ticks - 1]))["state"].isfinite().all()

@@ -21,7 +21,7 @@ class RewardConfig:
     Attributes:
         gamma: discount per control step; paper: 0.99.
         reward_scale: factor on every reward; None: 1 - gamma, so that paths to success lie in [-1, 0] (our choice: the paper does not disclose it).
-        failure_cost: C_fail [steps]; None: mean length of the successful episodes (paper), of all episodes while none has succeeded (our choice).
+        failure_cost: C_fail [steps]; None: mean length of the successful episodes, of all while none has succeeded (our choice; paper: mean length of all).
         timeout_is_failure: running out of time is a failure (as in the paper's tasks), not a mere cut.
     """
 
