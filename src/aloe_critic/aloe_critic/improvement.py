@@ -189,8 +189,12 @@ def ingest(
     robot: RobotDescription,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     workers: int = 1,
+    on_images: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[ReplayStore, IngestReport]:
     """Takes bags into the run's store, with the cameras that the policy looks through and the frozen features of their images.
+
+    Args:
+        on_progress, on_images: told of (bags read, bags) and (images encoded, images); may raise to stop: bags read by then stay in the store.
 
     Raises:
         AloeError: no bags, or none that fits the policy; see `ReplayStore.ingest`.
@@ -204,7 +208,7 @@ def ingest(
         from aloe_policy.encoders import image_encoder
 
         encoder = image_encoder(name, size, "cpu")
-        store.cache_features(name, lambda images: encoder(torch.from_numpy(images)).numpy())
+        store.cache_features(name, lambda images: encoder(torch.from_numpy(images)).numpy(), on_progress=on_images)
     return store, report
 
 

@@ -9,9 +9,11 @@ import torch
 from aloe_core import topics
 from aloe_core.policy import load_policy
 from aloe_core.robot import load_robot
+from aloe_core.synthetic import SyntheticEpisode
 
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
 
+from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
 from lifecycle_msgs.msg import Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState  # noqa: E402
 from rclpy.action import ActionClient  # noqa: E402
@@ -20,10 +22,11 @@ from sensor_msgs.msg import JointState  # noqa: E402
 
 from aloe_core.messages import joint_state_msg, ros_make, time_msg  # noqa: E402
 from aloe_msgs.action import ImprovePolicy  # noqa: E402
-from aloe_msgs.msg import ActionChunk, CriticValue, PolicyVersion, TaskState  # noqa: E402
+from aloe_msgs.msg import ActionChunk, CriticValue, PolicyVersion, RecorderStatus, TaskState  # noqa: E402
 from aloe_policy.checkpoint import PolicySpec  # noqa: E402
 from aloe_policy.flow import FlowConfig, FlowPolicy  # noqa: E402
 from aloe_policy.normalisation import Normalisation  # noqa: E402
+from aloe_policy.replay import ReplayStore  # noqa: E402
 from aloe_robot.rollout import Lockstep  # noqa: E402
 
 ROBOT = load_robot("aloha_sim")
@@ -147,6 +150,39 @@ def test_a_cancelled_improvement_is_continued_by_the_next(graph):
     _, future = improve(graph, ImprovePolicy.Goal(method="filtered_bc"))
     spin_until(graph, future.done)
     assert future.result().result.success, future.result().result.error_msg
+
+
+@pytest.mark.slow
+def test_a_finished_bag_is_taken_in_before_anybody_asks(graph):
+    heard = []
+    graph.create_subscription(DiagnosticArray, topics.DIAGNOSTICS, heard.append, 10)
+    recorder = graph.create_publisher(RecorderStatus, topics.RECORDER_STATUS, LATCHED)
+
+    def episodes():
+        told = [s for m in heard for s in m.status if s.name == "learner_node"]
+        return {v.key: v.value for v in told[-1].values}["episodes"] if told else ""
+
+    spin_until(graph, lambda: episodes() == "0")
+    (bag,) = (graph.folder / "bags").iterdir()
+    recorder.publish(RecorderStatus(state=RecorderStatus.STATE_RECORDING, bag_path=str(bag)))
+    recorder.publish(RecorderStatus(state=RecorderStatus.STATE_IDLE, bag_path=str(bag)))
+    spin_until(graph, lambda: episodes() == "1")
+    assert len(ReplayStore(graph.folder / "run" / "replay").episodes) == 1
+
+
+@pytest.mark.slow
+def test_reading_bags_tells_how_far_it_is_and_can_be_cancelled(graph):
+    for seed in range(100):
+        SyntheticEpisode(ROBOT, steps=40, seed=seed).write(graph.folder / "bags" / f"e{seed}")
+    told = []
+    handle, future = improve(graph, ImprovePolicy.Goal(), told.append)
+    spin_until(graph, lambda: any(f.step for f in told))
+    handle.cancel_goal_async()
+    spin_until(graph, future.done)
+    assert future.result().result.error_code == ImprovePolicy.Goal.CANCELLED
+    assert {f.stage for f in told} == {ImprovePolicy.Feedback.STAGE_INGEST}
+    assert {f.total_steps for f in told} == {0, 101}
+    assert not (graph.folder / "run" / "001").exists()
 
 
 def change(node, transition: int) -> None:

@@ -61,6 +61,7 @@ def learn(
             stage = feedback.stage
             bar.reset(feedback.total_steps or None)
             bar.set_description(STAGES.get(stage, ""))
+        bar.total = feedback.total_steps or None  # a stage has parts of different lengths
         bar.update(feedback.step - bar.n)
         if bar.disable:
             for line in quarters.lines(feedback.stage, feedback.step, feedback.total_steps, time.monotonic()):

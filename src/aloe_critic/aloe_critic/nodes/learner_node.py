@@ -175,8 +175,15 @@ class LearnerNode(ManagedNode):
         except AloeError as error:
             return self._failed(CODE.BAD_REQUEST, str(error)), False
         try:
-            self._feedback(handle, ImprovePolicy.Feedback.STAGE_INGEST, 0, 0, message=f"reading bags in {self.bags}")
-            store, report = improvement.ingest(self.run_folder, [self.bags], self.policy, self.robot)
+            self._on_read(handle, f"reading bags in {self.bags}", 0, 0)
+            store, report = improvement.ingest(
+                self.run_folder,
+                [self.bags],
+                self.policy,
+                self.robot,
+                lambda done, total: self._on_read(handle, f"reading bags in {self.bags}", done, total),
+                on_images=lambda done, total: self._on_read(handle, "encoding images", done, total),
+            )
             self._ingested = len(store.episodes)
             for bag, reason in report.left_out:
                 self.get_logger().warning(f"left out {bag}: {reason}")
@@ -206,11 +213,21 @@ class LearnerNode(ManagedNode):
             success=True,
             error_code=CODE.OK,
             policy_version=made.version,
-            checkpoint_path=made.policy,
+            checkpoint_path=str(Path(made.policy).resolve()),
             episodes=made.episodes,
             transitions=made.transitions,
         )
         return result, False
+
+    def _on_read(self, handle: ServerGoalHandle, what: str, done: int, total: int) -> None:
+        """Tells how far the bags are read.
+
+        Raises:
+            Cancelled: that is wanted; what was read stays in the store.
+        """
+        self._feedback(handle, ImprovePolicy.Feedback.STAGE_INGEST, done, total, message=what)
+        if self._unwanted(handle):
+            raise Cancelled
 
     def _on_progress(self, handle: ServerGoalHandle, progress: Progress) -> bool:
         if progress.step % FEEDBACK_EVERY == 0 or progress.step == progress.total:
@@ -218,7 +235,10 @@ class LearnerNode(ManagedNode):
             self._feedback(
                 handle, STAGES[progress.stage], progress.step, progress.total, loss, progress.eta_s, progress.stage
             )
-        return not (handle.is_cancel_requested or self._stopping)
+        return not self._unwanted(handle)
+
+    def _unwanted(self, handle: ServerGoalHandle) -> bool:
+        return handle.is_cancel_requested or self._stopping
 
     def _feedback(
         self,
