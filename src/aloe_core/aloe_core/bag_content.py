@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,14 +55,14 @@ class EpisodeContent:
     def where(self, topic: str) -> str:
         return f"bag {self.folder}: {topic}"
 
-    def read(self, storage: Storage) -> None:
-        """Goes through the bag once."""
+    def read(self, storage: Storage, chunks: Sequence[str] = (names.CHUNK,)) -> None:
+        """Goes through the bag once. `chunks`: names under which the recorded chunks may be."""
         recorded = storage.topics()
         handlers: dict[str, Callable[[RawMessage], None]] = {}
         for name, type, handler in (
             (self.robot.joint_states_topic, "sensor_msgs/msg/JointState", self._joint_state),
             (names.TRANSITION, "aloe_msgs/msg/Transition", self._transition),
-            (names.CHUNK, "aloe_msgs/msg/ActionChunk", self._chunk),
+            *((name, "aloe_msgs/msg/ActionChunk", self._chunk) for name in chunks),
             (names.EPISODE_EVENT, "aloe_msgs/msg/EpisodeEvent", self._event),
             (names.POLICY_VERSION, "aloe_msgs/msg/PolicyVersion", self._version),
             (names.TASK_STATE, "aloe_msgs/msg/TaskState", self._task_state),

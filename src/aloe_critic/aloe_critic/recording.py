@@ -24,7 +24,7 @@ from aloe_core.messages import stamp_to_ns
 from aloe_core.observation import Observation
 from aloe_core.robot import RobotDescription, load_robot
 from aloe_core.vocabulary import Source
-from aloe_policy.replayed_bag import episode_info
+from aloe_policy.replayed_bag import RECORDED_CHUNK, episode_info
 from aloe_robot.control.config import ControlConfig
 
 EXECUTE_STEPS = ControlConfig.execute_steps  # ticks between requests where a bag has none
@@ -79,7 +79,7 @@ class Recording:
         self.robot = robot
         self.info = episode_info(folder, custom, robot.name, robot.hash)
         self._content = EpisodeContent(folder, robot, custom.get("episode_id", ""))
-        self._content.read(self._storage)
+        self._content.read(self._storage, (topics.CHUNK, RECORDED_CHUNK))
         if not self._content.joint_stamps:
             raise AloeError(
                 f"bag {folder}: no joint states on {robot.joint_states_topic}, so no observation can be rebuilt"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import replay_rig as rig
-from rosbags.rosbag2 import StoragePlugin
+from rosbags.rosbag2 import StoragePlugin, Writer
 
 from aloe_core import cli, topics
 from aloe_core.bag_format import TopicQos
@@ -17,7 +17,7 @@ from aloe_core.bag_messages import iter_messages
 from aloe_core.bag_reader import read_episode
 from aloe_core.bag_storage import open_storage
 from aloe_core.errors import AloeError
-from aloe_core.messages import stamp_to_ns
+from aloe_core.messages import stamp_to_ns, typestore
 from aloe_core.policy import load_policy
 from aloe_core.synthetic import SyntheticEpisode
 from aloe_core.vocabulary import Outcome
@@ -25,7 +25,7 @@ from aloe_critic.recording import Recording
 from aloe_critic.replay_shadow import replay
 from aloe_critic.replay_summary import summarise
 from aloe_critic.scoring import ChunkScorer
-from aloe_policy.replayed_bag import CHUNK, VALUE, recorded_qos
+from aloe_policy.replayed_bag import CHUNK, RECORDED_CHUNK, VALUE, recorded_qos
 from aloe_robot.rollout import Lockstep
 
 ROBOT = rig.ROBOT
@@ -168,6 +168,29 @@ def test_errors_are_those_of_each_source(tmp_path):
     replayed(tmp_path / "bag", Rehearsed(wanted, horizon=2), tmp_path / "short", every=4)
     short = summarise(tmp_path / "short")  # rows end before the next proposal: only ticks with a row are compared
     assert (short["proposals"], short["error"]["human"]["ticks"] + short["error"]["policy"]["ticks"]) == (10, 20)
+
+
+def test_a_replay_that_ros_recorded(flow, tmp_path):
+    """As docs/replay.md says for `ros2 bag play`: the recorded chunks are on the name under which they were played, and the bag says nothing of itself."""
+    policy, critic, bag = flow
+    replayed(bag, load_policy(str(policy), ROBOT), tmp_path / "ours", scorer=ChunkScorer(critic, policy, ROBOT))
+    store = typestore()
+    played = {f"/{topics.CHUNK}": f"/{RECORDED_CHUNK}"}
+    for name in (ROBOT.joint_states_topic, topics.TASK_STATE, topics.CHUNK_REQUEST, topics.EPISODE_EVENT, topics.TRANSITION):  # fmt: skip
+        played["/" + name.lstrip("/")] = "/" + name.lstrip("/")
+    played |= {f"/{name}": f"/{name}" for name in (CHUNK, VALUE, topics.CRITIC_VALUE)}
+    with Writer(tmp_path / "ros", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        storage = open_storage(tmp_path / "ours")
+        types = {t.name: t.type for t in storage.topics()}
+        to = {a: writer.add_connection(b, types[a], typestore=store) for a, b in played.items()}
+        for raw in storage.scan(to.__contains__):
+            writer.write(to[raw.topic], raw.log_time_ns, bytes(raw.data))
+        storage.close()
+    expected = {**summarise(tmp_path / "ours"), "bag": "ros"}
+    assert expected["recorded_chunks"]["pairs"] == expected["agreement"]["pairs"] == 7
+    assert summarise(tmp_path / "ros", ROBOT) == expected
+    assert replayed(tmp_path / "ros", load_policy(str(policy), ROBOT), tmp_path / "again", ROBOT) == []
+    assert summarise(tmp_path / "again", ROBOT)["recorded_chunks"]["identical"] == 7
 
 
 def test_the_critic_judges_recorded_and_proposed(flow, tmp_path):

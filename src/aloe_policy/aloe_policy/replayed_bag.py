@@ -1,6 +1,7 @@
 """A bag written beside another: what was recorded, with what a policy and a critic said about it in shadow mode.
 
-The bag that was replayed is never touched. Messages are copied as they were serialized, with their times and the quality of service they were offered with.
+The bag that was replayed is never touched. Messages are copied as they were serialized, with their times and what is kept of the quality of service they were offered with
+(`TopicQos`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from aloe_core.vocabulary import Termination, outcome_from_text
 CHUNK = "replay/chunk"  # aloe_msgs/ActionChunk: what the policy proposes in shadow mode
 VALUE = "replay/value"  # aloe_msgs/CriticValue of those; `critic/value` is that of the recorded chunks
 RECORDED_CHUNK = "replay/recorded_chunk"  # aloe_msgs/ActionChunk: the recorded `policy/chunk` while a bag is played
-OWN_TOPICS = (CHUNK, VALUE, RECORDED_CHUNK)
+OWN_TOPICS = (CHUNK, VALUE)
 
 
 @dataclass(frozen=True, slots=True)
