@@ -1,7 +1,6 @@
 """A bag written beside another: what was recorded, with what a policy and a critic said about it in shadow mode.
 
-The bag that was replayed is never touched. Messages are copied as they were serialized, with their times and what is kept of the quality of service they were offered with
-(`TopicQos`).
+The bag that was replayed is never touched. Messages are copied as they were serialized, with their times, and offered as they were, as far as `TopicQos` tells.
 """
 
 from __future__ import annotations

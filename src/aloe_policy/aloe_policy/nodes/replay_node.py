@@ -1,6 +1,7 @@
 """Plays a bag into a live graph in shadow mode: the policy proposes and the critic judges as they did, or would have done, on the robot; nothing moves.
 
-Sensor messages go out byte by byte as recorded, offered as then (`TopicQos`), their time as `/clock`, and the recorded chunk requests between them. What the policy and the critic answer is written, with all that was recorded, to a new bag. The node ends when that is done.
+Sensor messages go out byte by byte as recorded, offered as they were, as far as `TopicQos` tells, their time as `/clock`, and the recorded chunk requests
+between them. What the policy and the critic answer is written, with all that was recorded, to a new bag. The node ends when that is done.
 As fast as they answer (rate 0), a question without an answer is asked again: what is said before two nodes have discovered each other is lost.
 """
 
