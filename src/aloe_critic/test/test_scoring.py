@@ -148,6 +148,8 @@ def test_executed_actions_are_judged(improved):
 @pytest.mark.slow
 def test_the_node_listens_to_the_objects_and_goes_on_without(improved, start_node):
     rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
+    from lifecycle_msgs.msg import Transition
+    from lifecycle_msgs.srv import ChangeState
     from sensor_msgs.msg import JointState
 
     from aloe_msgs.msg import ActionChunk as ActionChunkMsg
@@ -190,6 +192,14 @@ def test_the_node_listens_to_the_objects_and_goes_on_without(improved, start_nod
     assert values[0].chunk_id == 2
     expected = scorer_of(folder, samples=2).score(SEEN, np.tile(ROBOT.home, (rig.HORIZON, 1)).astype(np.float32), 2)
     assert values[0].q == pytest.approx(expected.q, abs=1e-5)
+
+    client = node.create_client(ChangeState, "critic_node/change_state")
+    spin_until(client.service_is_ready)
+    for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP):
+        future = client.call_async(ChangeState.Request(transition=Transition(id=transition)))
+        spin_until(future.done)
+        assert future.result().success
+    spin_until(lambda: not node.count_publishers(topics.CRITIC_VALUE))  # else each cycle would leave one behind
     node.destroy_node()
     rclpy.shutdown()
     assert critic.stop() == 0
