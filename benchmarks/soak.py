@@ -89,14 +89,14 @@ class Soak(Demo):
     """One run in `folder`, which must not exist."""
 
     def __init__(self, folder: Path, hours: float, wall_minutes: float, episodes: int, config: DemoConfig) -> None:
-        super().__init__(folder, config, LAUNCH)
+        expected = {"preparation": [30.0], "operation": [3600 * hours], "verification": [60.0]}  # rough
+        super().__init__(folder, config, LAUNCH, expected)
         self.hours, self.wall_minutes, self.per_round = hours, wall_minutes, episodes
         self.sampler: Sampler | None = None
 
     def run(self) -> dict[str, Any]:
         """Everything; returns the report that is also written to `soak.json`."""
         c, folder = self.config, self.folder
-        self._stages = 3
         bags, policy, run = folder / "bags", folder / "bc" / "policy", folder / "learner"
         folder.mkdir(parents=True)
         with self._stage_of(

@@ -78,12 +78,14 @@ def about(seconds: float) -> str:
 
 
 class Demo:
-    """One run in `folder`, which must not exist."""
+    """One run in `folder`, which must not exist. `expected`: as of `expected_seconds`, for another sequence of stages."""
 
-    def __init__(self, folder: Path, config: DemoConfig, launch: Path) -> None:
+    def __init__(
+        self, folder: Path, config: DemoConfig, launch: Path, expected: dict[str, list[float]] | None = None
+    ) -> None:
         self.folder, self.config, self.launch = folder, config, launch
         self.seconds: dict[str, float] = {}
-        self._expected = expected_seconds(config)
+        self._expected = expected or expected_seconds(config)
         self._left = sum(sum(stages) for stages in self._expected.values())  # [s] of the stages to come
         self._stage, self._stages = 0, sum(map(len, self._expected.values()))
         self._graph_process: subprocess.Popen[bytes] | None = None
