@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from aloe_core.errors import AloeError
@@ -59,7 +60,7 @@ def load_critic(file: Path, device: str = "cpu") -> tuple[Method, CriticFacts, s
         facts = TypeAdapter(CriticFacts).validate_python(data)
     except ValidationError as error:
         raise AloeError(f"{file} is damaged: {explain(error)}") from None
-    if not 0 < _least_numbers(facts.critic) <= sum(tensor.numel() for tensor in tensors.values()):
+    if not _holds(facts, sum(tensor.numel() for tensor in tensors.values())):
         raise AloeError(f"{file} is damaged: the critic it describes is not the one it holds")
     method = make_method(facts.method, facts.critic, facts.options, facts.return_range)
     if not method.learns:
@@ -69,8 +70,20 @@ def load_critic(file: Path, device: str = "cpu") -> tuple[Method, CriticFacts, s
     return method.to(device).eval(), facts, version
 
 
+def _holds(facts: CriticFacts, numbers: int) -> bool:
+    """Whether the method described has so many numbers; whoever asks has not had to give it memory."""
+    if not 0 < _least_numbers(replace(facts.critic, horizon=0, heads=1, outputs=1)) <= numbers:
+        return False  # it may have more layers than can be counted
+    try:
+        with torch.device("meta"):
+            method = make_method(facts.method, facts.critic, facts.options, facts.return_range)
+    except (RuntimeError, TypeError):  # of sizes that no tensor can have
+        return False
+    return sum(tensor.numel() for tensor in method.state_dict().values()) == numbers
+
+
 def _least_numbers(c: CriticConfig) -> int:
-    """How many weights a critic of this size has at least; 0: there is no such critic. Whoever asks has not had to make it."""
+    """How many weights a critic of this size has at least; 0: there is no such critic."""
     sizes = (c.width, c.layers, c.heads, c.outputs, c.attention_heads, c.steps_per_token, c.feature_tokens)
     inputs = (c.state_dim, c.action_dim, c.object_dim, c.instruction_dim, c.feature_dim, c.horizon, c.head_layers)
     if min(sizes) < 1 or min(inputs) < 0:

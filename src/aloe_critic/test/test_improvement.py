@@ -14,9 +14,11 @@ from aloe_core.robot import load_robot
 from aloe_core.synthetic import SyntheticEpisode
 from aloe_core.vocabulary import Outcome, Source
 from aloe_critic import improvement
+from aloe_critic.critic_file import CriticFacts, load_critic, save_critic
 from aloe_critic.improve_config import load_config, overridden
 from aloe_critic.improvement import ImproveConfig, NoData
 from aloe_critic.learner import LearnerConfig
+from aloe_critic.methods import METHODS, make_method
 from aloe_policy.checkpoint import PolicySpec
 from aloe_policy.flow import FlowConfig, FlowPolicy
 from aloe_policy.normalisation import Normalisation
@@ -96,8 +98,6 @@ def test_two_improvements_of_one_run_do_not_meet(recorded, tmp_path):
 
 
 def test_the_critic_goes_on_from_the_iteration_before(recorded, tmp_path):
-    from aloe_critic.critic_file import load_critic
-
     run = tmp_path / "run"
     store = store_of(recorded, run)
     still = ImproveConfig(learner=LearnerConfig(critic_steps=0, actor_steps=1, batch_size=4, policy_samples=1))
@@ -116,8 +116,6 @@ def test_the_critic_goes_on_from_the_iteration_before(recorded, tmp_path):
     ],
 )
 def test_a_critic_of_other_returns_does_not_go_on(recorded, tmp_path, then, differs):
-    from aloe_critic.critic_file import load_critic
-
     run = tmp_path / "run"
     store = store_of(recorded, run)
     first = improvement.improve(run, store, recorded / "policy", ROBOT, QUICK)
@@ -131,9 +129,6 @@ def test_a_critic_of_other_returns_does_not_go_on(recorded, tmp_path, then, diff
 def test_a_critic_behind_another_encoder_does_not_go_on(tmp_path):
     from critic_toys import CRITIC
 
-    from aloe_critic.critic_file import CriticFacts, save_critic
-    from aloe_critic.methods import make_method
-
     facts = CriticFacts("aloe", CRITIC, {}, (-1.0, 0.0), 0.99, "0", "bc-0", "one", 0.01)
     method = make_method("aloe", CRITIC)
     save_critic(tmp_path / "001" / "critic.safetensors", method, facts)
@@ -142,6 +137,30 @@ def test_a_critic_behind_another_encoder_does_not_go_on(tmp_path):
     older = replace(facts, reward_scale=None)  # files of before do not say
     save_critic(tmp_path / "001" / "critic.safetensors", method, older)
     assert improvement._warm_start(method, facts, tmp_path / "001")
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("filtered_bc", "hg_dagger")])
+def test_the_critic_of_every_method_is_read_again(tmp_path, name):
+    """Those that value states alone are smaller than the critic of chunks that the configuration describes."""
+    from aloe_critic.critic import small
+
+    critic = small(state_dim=14, action_dim=14, horizon=50, object_dim=7)
+    method = make_method(name, critic, {}, (-1.0, 0.0))
+    save_critic(tmp_path / "critic.safetensors", method, CriticFacts(name, critic, {}, (-1.0, 0.0), 0.99, "0", "bc-0"))
+    again, _, _ = load_critic(tmp_path)
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in method.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"heads": 3}, {"heads": 2**40}, {"heads": 2**70}, {"layers": 10**9}, {"width": 2**40}]
+)
+def test_a_critic_that_its_file_cannot_hold_is_refused_before_it_is_made(tmp_path, wrong):
+    from critic_toys import CRITIC
+
+    facts = CriticFacts("aloe", replace(CRITIC, **wrong), {}, (-1.0, 0.0), 0.99, "0", "bc-0")
+    save_critic(tmp_path / "critic.safetensors", make_method("aloe", CRITIC), facts)
+    with pytest.raises(AloeError, match="the critic it describes is not the one it holds"):
+        load_critic(tmp_path)
 
 
 def test_an_interrupted_iteration_goes_on_with_the_episodes_it_began_with(recorded, tmp_path):
@@ -190,7 +209,6 @@ def test_what_an_improvement_learns_from_chunks_it_was_given(recorded, tmp_path)
 
 
 def test_a_critic_starts_at_the_mean_return_and_in_the_datas_units(recorded, tmp_path):
-    from aloe_critic.methods import make_method
     from aloe_critic.replay import fit_to
 
     store = store_of(recorded, tmp_path)

@@ -1,5 +1,7 @@
 """learner_node and critic_node as real processes: bags in, a new version out; chunks in, values out."""
 
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -150,6 +152,17 @@ def test_a_cancelled_improvement_is_continued_by_the_next(graph):
     _, future = improve(graph, ImprovePolicy.Goal(method="filtered_bc"))
     spin_until(graph, future.done)
     assert future.result().result.success, future.result().result.error_msg
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_whoever_waits_for_a_learner_that_is_killed_is_told(graph, start_process):
+    command = [sys.executable, "-m", "aloe_core.cli", "learn", "--critic-steps", "100000"]
+    waiting = start_process(command, name="learn")
+    waiting.wait_for("critic ...")
+    graph.learner.send(signal.SIGKILL)
+    assert waiting.wait(200.0) == 1  # DDS believes in a killed process for a while
+    assert "the learner ended in the middle of it" in waiting.output
 
 
 @pytest.mark.slow

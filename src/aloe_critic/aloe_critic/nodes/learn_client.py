@@ -10,6 +10,7 @@ import rclpy
 from action_msgs.msg import GoalStatus
 from rclpy.action import ActionClient
 from rclpy.node import Node
+from rclpy.task import Future
 
 from aloe_core import topics
 from aloe_core.errors import AloeError
@@ -42,7 +43,7 @@ def learn(
     """One improvement in a ROS context of its own; zeros and an empty method leave the choice to the learner's configuration.
 
     Raises:
-        AloeError: there is no learner, it failed (with its reason), or the robot did not take the new policy.
+        AloeError: there is no learner, it failed (with its reason) or ended, or the robot did not take the new policy.
     """
     rclpy.init()
     node = Node("learn_client", namespace=namespace)
@@ -57,11 +58,12 @@ def learn(
         goal = ImprovePolicy.Goal(method=method, critic_steps=critic_steps, actor_steps=actor_steps)
         began = time.monotonic()
         sent = client.send_goal_async(goal, feedback_callback=lambda m: on_feedback(m.feedback))
-        rclpy.spin_until_future_complete(node, sent)
+        server = _learners(node)
+        _wait(node, sent, server)
         if not sent.result().accepted:
             raise AloeError("the learner refused: an improvement is under way")
         answer = sent.result().get_result_async()
-        rclpy.spin_until_future_complete(node, answer)
+        _wait(node, answer, server)
         result = answer.result().result
         if answer.result().status != GoalStatus.STATUS_SUCCEEDED:
             raise AloeError(f"the learner failed: {result.error_msg}")
@@ -83,3 +85,21 @@ def learn(
     finally:
         node.destroy_node()
         rclpy.try_shutdown()
+
+
+def _learners(node: Node) -> set[bytes]:
+    """The learners that are there, by what DDS knows them by: one that was started again is another one."""
+    status = node.resolve_topic_name(f"{topics.IMPROVE}/_action/status")
+    return {bytes(publisher.endpoint_gid) for publisher in node.get_publishers_info_by_topic(status)}
+
+
+def _wait(node: Node, future: Future, learners: set[bytes]) -> None:
+    """Until the future is done.
+
+    Raises:
+        AloeError: none of the `learners` is there any more; of one that was killed DDS notices that in half a minute.
+    """
+    while not future.done():
+        rclpy.spin_once(node, timeout_sec=0.5)
+        if not (future.done() or learners & _learners(node)):
+            raise AloeError("the learner ended in the middle of it (see its log); ask again: it goes on where it was")
