@@ -15,8 +15,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -242,17 +243,27 @@ def main(
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
         prepared = [pool.submit(prepare, out, seed, budget) for seed in range(min(seeds, jobs))]
-        chains = []
+        chains: list[Future[None]] = []
         for seed in range(seeds):  # seed after seed, so that an interruption leaves whole pairs
             prepared[seed].result()
             print(f"seed {seed}: demonstrations and cloned policy", flush=True)
-            chains += [(seed, name, pool.submit(chain, out, seed, name, budget)) for name in variants]
+            for name in variants:
+                chains.append(pool.submit(chain, out, seed, name, budget))
+                chains[-1].add_done_callback(partial(tell, out, seed, name))
             if len(prepared) < seeds:
                 prepared.append(pool.submit(prepare, out, len(prepared), budget))
-        for seed, name, future in chains:
-            future.result()
-            rate = json.loads((out / f"seed_{seed:02d}" / name / "evaluation.json").read_text())["rollouts"]["success"]
-            print(f"seed {seed}: {name} {100 * rate:.0f} %", flush=True)
+    failed = sum(future.exception() is not None for future in chains)
+    if failed:
+        raise SystemExit(f"evidence: {failed} of {len(chains)} chains failed, see above")
+
+
+def tell(out: Path, seed: int, name: str, future: Future[None]) -> None:
+    """Says at once what a chain came to."""
+    if error := future.exception():
+        print(f"seed {seed}: {name} FAILED: {error}", flush=True)
+        return
+    rate = json.loads((out / f"seed_{seed:02d}" / name / "evaluation.json").read_text())["rollouts"]["success"]
+    print(f"seed {seed}: {name} {100 * rate:.0f} %", flush=True)
 
 
 if __name__ == "__main__":
