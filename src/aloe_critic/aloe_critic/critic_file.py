@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def load_critic(file: Path, device: str = "cpu") -> tuple[Method, CriticFacts, s
 
 def _holds(facts: CriticFacts, numbers: int) -> bool:
     """Whether the method described has so many numbers; whoever asks has not had to give it memory."""
-    if not 0 < _least_numbers(replace(facts.critic, horizon=0, heads=1, outputs=1)) <= numbers:
+    if not 0 < _least_numbers(facts.critic) <= numbers:
         return False  # it may have more layers than can be counted
     try:
         with torch.device("meta"):
@@ -83,17 +83,14 @@ def _holds(facts: CriticFacts, numbers: int) -> bool:
 
 
 def _least_numbers(c: CriticConfig) -> int:
-    """How many weights a critic of this size has at least; 0: there is no such critic."""
+    """How many weights a critic of this size has at least, if only one head that values states; 0: there is no such critic."""
     sizes = (c.width, c.layers, c.heads, c.outputs, c.attention_heads, c.steps_per_token, c.feature_tokens)
     inputs = (c.state_dim, c.action_dim, c.object_dim, c.instruction_dim, c.feature_dim, c.horizon, c.head_layers)
     if min(sizes) < 1 or min(inputs) < 0:
         return 0
     embedded = c.state_dim + c.object_dim + c.instruction_dim + c.feature_dim * bool(c.cameras)
-    steps = c.token_steps * c.action_dim + c.horizon // c.token_steps if c.horizon else 0
     positions = len(c.cameras) * c.feature_tokens
-    return c.width * (
-        embedded + steps + positions + (2 * c.layers + c.heads * c.head_layers) * c.width + c.heads * c.outputs
-    )
+    return c.width * (embedded + positions + (2 * c.layers + c.head_layers) * c.width + 1)
 
 
 def chunk_critic(method: Method, where: str) -> ChunkCritic:
