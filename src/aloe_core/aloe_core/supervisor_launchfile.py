@@ -21,6 +21,11 @@ from aloe_core.yaml_file import parse_yaml
 
 OUTPUTS = ("screen", "log", "both")
 PARAMETER_TYPES = {"int": int, "float": float, "bool": bool, "str": str}
+NODE_TYPES = {
+    "respawn": str,
+    "respawn_delay": float,
+    "respawn_max_retries": int,
+}  # what ROS 2's own parser takes for them
 
 _KEYS: dict[str, tuple[set[str], set[str]]] = {  # entity -> (required, optional) keys
     "arg": ({"name"}, {"default", "description", "choice", "if", "unless"}),
@@ -322,6 +327,9 @@ class _Planner:
         output = self.text(entity, "output", "log")
         if output not in OUTPUTS:
             raise entity.error(f"`output` is {output!r}, but must be one of: {', '.join(OUTPUTS)}")
+        for key, kind in NODE_TYPES.items():
+            if key in entity and type(entity[key]) is not kind:
+                raise entity.error(f"`{key}` must be of type {kind.__name__} for ROS 2's launch, not {entity[key]!r}")
         on_exit = self.text(entity, "on_exit")
         if on_exit not in ("", "shutdown"):
             raise entity.error(f"`on_exit` is {on_exit!r}, but may only be `shutdown`")

@@ -143,7 +143,7 @@ def test_a_node_that_dies_is_named_and_can_take_the_others_along(up: Callable) -
 
 
 def test_a_node_respawns_as_often_as_it_may(up: Callable) -> None:
-    process = up({"exec": "broken", "respawn": True, "respawn_max_retries": 2})
+    process = up({"exec": "broken", "respawn": "true", "respawn_max_retries": 2})
     assert process.wait() == 1
     assert process.output.count("died with exit code 3") == 3
     assert process.output.count("starts again in 0 s") == 2

@@ -44,7 +44,7 @@ launch:
       output: both
       args: --verbose 'two words'
       ros_args: --log-level debug
-      respawn: true
+      respawn: "true"
       respawn_delay: 2.0
       respawn_max_retries: 3
       on_exit: shutdown
@@ -144,7 +144,17 @@ launch:
         ("  - node: {pkg: p, exec: e, if: $(var missing)}", 2, "$(var missing) names no argument or variable"),
         ("  - node: {pkg: p, exec: e, if: maybe}", 2, "a condition must be true or false, not 'maybe'"),
         ("  - node: {pkg: p, exec: e, output: nowhere}", 2, "`output` is 'nowhere', but must be one of: screen"),
-        ("  - node: {pkg: p, exec: e, respawn_delay: soon}", 2, "`respawn_delay` must be a number, not 'soon'"),
+        (
+            "  - node: {pkg: p, exec: e, respawn_delay: soon}",
+            2,
+            "`respawn_delay` must be of type float for ROS 2's launch, not 'soon'",
+        ),
+        (
+            "  - node: {pkg: p, exec: e, respawn_delay: 3}",
+            2,
+            "`respawn_delay` must be of type float for ROS 2's launch, not 3",
+        ),
+        ("  - node: {pkg: p, exec: e, respawn: true}", 2, "`respawn` must be of type str for ROS 2's launch, not True"),
         ("  - node: {pkg: $(eval '1+1'), exec: e}", 2, "the substitution $(eval) is not supported by `aloe up`"),
         ("  - node: {pkg: $(find-pkg-share), exec: e}", 2, "$(find-pkg-share) takes 1 argument(s), got 0"),
         ("  - node:\n      pkg: p\n      exec: e\n      param: [{name: x}]", 5, "a `param` has either `from`, or"),
