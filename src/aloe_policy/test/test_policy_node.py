@@ -280,3 +280,27 @@ def test_diagnostics_tell_how_stale_the_data_of_a_chunk_were(robot: Robot, start
             assert float(told[-1]["observation_age_s"]) == pytest.approx(wait_ms / 1000)
     finally:
         server.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_server_that_went_away_and_came_back_answers_the_same_request(robot: Robot, start_node) -> None:
+    from sensor_msgs.msg import CompressedImage
+
+    images = robot.node.create_publisher(CompressedImage, ROBOT.camera("overhead").compressed_topic, 10)
+    server = Running()
+    node = start_node("aloe_policy", "policy_node", {"policy": f"remote:{server.url}", "max_wait": 60.0})
+    publishers = (robot.joints, robot.task, robot.requests, images)
+    robot.until(lambda: all(p.get_subscription_count() for p in publishers))
+    robot.until(lambda: robot.node.count_publishers(topics.CHUNK) == 1)
+    server.stop()
+    images.publish(compressed_image_msg(ros_make, STEP, "overhead", SyntheticEpisode(ROBOT).jpeg("overhead", 0)))
+    robot.observe(STEP)
+    robot.request(STEP, 1)
+    node.wait_for("request 1: .*cannot be reached")
+    server = Running(port=server.server.port)
+    try:
+        robot.request(STEP, 1)
+        assert robot.answer().request_id == 1
+    finally:
+        server.stop()

@@ -152,6 +152,7 @@ class PolicyNode(ManagedNode):
         with self._lock:
             self._failures += 1
             self._message = reason
+            self._answers.pop((job.episode_id, job.request_id, job.observation.stamp_ns), None)  # may be asked again
         self.get_logger().error(f"request {job.request_id}: {reason}")
 
     # Called by the executor.
