@@ -53,7 +53,6 @@ def improve(
         json: write the result to this file.
     """
     import torch
-    from accelerate import Accelerator
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     from aloe_core.robot import load_robot
@@ -61,6 +60,7 @@ def improve(
     from aloe_critic.improve_config import load_config, overridden
     from aloe_critic.learner import Progress
     from aloe_policy.replay import ReplayStore, replay_report
+    from aloe_policy.train_bc import launched_processes
 
     if threads:
         torch.set_num_threads(threads)
@@ -74,7 +74,7 @@ def improve(
         seed=seed if seed >= 0 else None,
     )
     described = load_robot(robot)
-    accelerator = Accelerator()
+    accelerator = launched_processes()
     main = accelerator.is_main_process
     if bags:
         with tqdm(desc="reading bags", unit="bag", disable=None if main else True) as bar:
