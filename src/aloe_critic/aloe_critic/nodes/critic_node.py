@@ -9,7 +9,6 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.clock import Clock, ClockType
 from rclpy.publisher import Publisher
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, JointState
 
 from aloe_core import topics
@@ -24,9 +23,8 @@ from aloe_critic.scoring import ChunkScorer
 from aloe_msgs.msg import ActionChunk as ActionChunkMsg
 from aloe_msgs.msg import ChunkRequest, CriticValue, EpisodeEvent, PolicyVersion, TaskState
 from aloe_robot.nodes.lifecycle import ManagedNode, run
-from aloe_robot.nodes.qos import LATCHED
+from aloe_robot.nodes.qos import IMAGES, JOINT_STATES, LATCHED
 
-IMAGES = QoSProfile(depth=2, reliability=ReliabilityPolicy.BEST_EFFORT)
 REQUESTS_KEPT = 256  # whose instruction is remembered; a chunk follows its request after one inference
 LOOK_PERIOD = 0.02  # [s] wall time between looks at chunks whose observation was not complete
 
@@ -136,7 +134,8 @@ class CriticNode(ManagedNode):
         def on_task(message: TaskState) -> None:
             builder.add_task_state(stamp_to_ns(message.header.stamp), message.object_state, message.sim_state)
 
-        self._sensors = [self.create_subscription(JointState, self.robot.joint_states_topic, on_joints, 10)]
+        topic = self.robot.joint_states_topic
+        self._sensors = [self.create_subscription(JointState, topic, on_joints, JOINT_STATES)]
         for camera in scorer.cameras:
             handler = lambda m, c=camera: on_image(m, c)  # noqa: E731
             topic = self.robot.camera(camera).compressed_topic

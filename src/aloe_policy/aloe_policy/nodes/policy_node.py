@@ -16,7 +16,6 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.clock import Clock, ClockType
 from rclpy.publisher import Publisher
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, JointState
 
 from aloe_core import topics
@@ -30,9 +29,8 @@ from aloe_msgs.msg import ActionChunk as ActionChunkMsg
 from aloe_msgs.msg import ChunkRequest, PolicyStatus, PolicyVersion, TaskState
 from aloe_policy.inference import ChunkJob, InferenceWorker, PolicyOffer
 from aloe_robot.nodes.lifecycle import ManagedNode, RCLError, run
-from aloe_robot.nodes.qos import LATCHED
+from aloe_robot.nodes.qos import IMAGES, JOINT_STATES, LATCHED
 
-IMAGES = QoSProfile(depth=2, reliability=ReliabilityPolicy.BEST_EFFORT)
 ANSWERS_KEPT = 32  # requests; a replay asks several again when their answers, or the critic's to these, were lost
 LOOK_PERIOD = 0.02  # [s] wall time between looks at requests that have waited too long
 REPORT_PERIOD = 1.0  # [s]
@@ -237,7 +235,8 @@ class PolicyNode(ManagedNode):
             builder.add_task_state(stamp_to_ns(message.header.stamp), message.object_state, message.sim_state)
             self._serve()
 
-        self._sensors = [self.create_subscription(JointState, self.robot.joint_states_topic, on_joints, 10)]
+        topic = self.robot.joint_states_topic
+        self._sensors = [self.create_subscription(JointState, topic, on_joints, JOINT_STATES)]
         for camera in policy.cameras:
             topic = self.robot.camera(camera).compressed_topic
             handler = lambda m, c=camera: on_image(m, c)  # noqa: E731
