@@ -9,21 +9,21 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.clock import Clock, ClockType
 from rclpy.publisher import Publisher
-from sensor_msgs.msg import CompressedImage, JointState
 
 from aloe_core import topics
 from aloe_core.chunk import ActionChunk
 from aloe_core.errors import AloeError
-from aloe_core.messages import chunk_from_msg, stamp_to_ns, time_msg
+from aloe_core.messages import chunk_from_msg, time_msg
 from aloe_core.messages import ros_make as make
 from aloe_core.observation import ObservationBuilder
 from aloe_core.robot import load_robot
 from aloe_critic.critic_file import CRITIC_FILE
 from aloe_critic.scoring import ChunkScorer
 from aloe_msgs.msg import ActionChunk as ActionChunkMsg
-from aloe_msgs.msg import ChunkRequest, CriticValue, EpisodeEvent, PolicyVersion, TaskState
+from aloe_msgs.msg import ChunkRequest, CriticValue, EpisodeEvent, PolicyVersion
+from aloe_policy.nodes.sensors import subscribe_sensors
 from aloe_robot.nodes.lifecycle import ManagedNode, run
-from aloe_robot.nodes.qos import IMAGES, JOINT_STATES, LATCHED
+from aloe_robot.nodes.qos import LATCHED
 
 REQUESTS_KEPT = 256  # whose instruction is remembered; a chunk follows its request after one inference
 LOOK_PERIOD = 0.02  # [s] wall time between looks at chunks whose observation was not complete
@@ -118,30 +118,10 @@ class CriticNode(ManagedNode):
         scorer = self._scorer
         if scorer is None:
             return
-        builder = self._builder = ObservationBuilder(
+        self._builder = ObservationBuilder(
             self.robot, scorer.cameras, scorer.image_size, use_task_state=scorer.uses_task_state
         )
-
-        def on_joints(message: JointState) -> None:
-            try:
-                builder.add_joint_state(stamp_to_ns(message.header.stamp), message.name, message.position)
-            except AloeError as error:
-                self.get_logger().warning(str(error), throttle_duration_sec=1.0)
-
-        def on_image(message: CompressedImage, camera: str) -> None:
-            builder.add_image(camera, stamp_to_ns(message.header.stamp), bytes(message.data))
-
-        def on_task(message: TaskState) -> None:
-            builder.add_task_state(stamp_to_ns(message.header.stamp), message.object_state, message.sim_state)
-
-        topic = self.robot.joint_states_topic
-        self._sensors = [self.create_subscription(JointState, topic, on_joints, JOINT_STATES)]
-        for camera in scorer.cameras:
-            handler = lambda m, c=camera: on_image(m, c)  # noqa: E731
-            topic = self.robot.camera(camera).compressed_topic
-            self._sensors.append(self.create_subscription(CompressedImage, topic, handler, IMAGES))
-        if scorer.uses_task_state:
-            self._sensors.append(self.create_subscription(TaskState, topics.TASK_STATE, on_task, 10))
+        self._sensors = subscribe_sensors(self, self._builder, self._judge)
 
     def _on_event(self, message: EpisodeEvent) -> None:
         self._instruction = message.instruction

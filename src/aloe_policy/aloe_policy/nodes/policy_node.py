@@ -16,7 +16,6 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.clock import Clock, ClockType
 from rclpy.publisher import Publisher
-from sensor_msgs.msg import CompressedImage, JointState
 
 from aloe_core import topics
 from aloe_core.chunk import ActionChunk
@@ -26,10 +25,11 @@ from aloe_core.observation import ObservationBuilder
 from aloe_core.policy import ChunkPolicy
 from aloe_core.robot import load_robot
 from aloe_msgs.msg import ActionChunk as ActionChunkMsg
-from aloe_msgs.msg import ChunkRequest, PolicyStatus, PolicyVersion, TaskState
+from aloe_msgs.msg import ChunkRequest, PolicyStatus, PolicyVersion
 from aloe_policy.inference import ChunkJob, InferenceWorker, PolicyOffer
+from aloe_policy.nodes.sensors import subscribe_sensors
 from aloe_robot.nodes.lifecycle import ManagedNode, RCLError, run
-from aloe_robot.nodes.qos import IMAGES, JOINT_STATES, LATCHED
+from aloe_robot.nodes.qos import LATCHED
 
 ANSWERS_KEPT = 32  # requests; a replay asks several again when their answers, or the critic's to these, were lost
 LOOK_PERIOD = 0.02  # [s] wall time between looks at requests that have waited too long
@@ -215,34 +215,10 @@ class PolicyNode(ManagedNode):
             self.destroy_subscription(subscription)
         with self._lock:
             self._state = PolicyStatus.STATE_LOADING
-        builder = self._builder = ObservationBuilder(
+        self._builder = ObservationBuilder(
             self.robot, policy.cameras, policy.image_size, use_task_state=policy.uses_task_state
         )
-
-        def on_joints(message: JointState) -> None:
-            try:
-                builder.add_joint_state(stamp_to_ns(message.header.stamp), message.name, message.position)
-            except AloeError as error:
-                self.get_logger().warning(f"{self.robot.joint_states_topic}: {error}", throttle_duration_sec=1.0)
-                return
-            self._serve()
-
-        def on_image(message: CompressedImage, camera: str) -> None:
-            builder.add_image(camera, stamp_to_ns(message.header.stamp), bytes(message.data))
-            self._serve()
-
-        def on_task(message: TaskState) -> None:
-            builder.add_task_state(stamp_to_ns(message.header.stamp), message.object_state, message.sim_state)
-            self._serve()
-
-        topic = self.robot.joint_states_topic
-        self._sensors = [self.create_subscription(JointState, topic, on_joints, JOINT_STATES)]
-        for camera in policy.cameras:
-            topic = self.robot.camera(camera).compressed_topic
-            handler = lambda m, c=camera: on_image(m, c)  # noqa: E731
-            self._sensors.append(self.create_subscription(CompressedImage, topic, handler, IMAGES))
-        if policy.uses_task_state:
-            self._sensors.append(self.create_subscription(TaskState, topics.TASK_STATE, on_task, 10))
+        self._sensors = subscribe_sensors(self, self._builder, self._serve)
 
     def _serve(self) -> None:
         """Hands every request to the worker whose observation is complete, or has waited long enough."""
