@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -60,7 +61,7 @@ def open_storage(folder: Path) -> Storage:
     if information["storage_identifier"] == "mcap" and not information.get("compression_mode"):
         files = [folder / PurePosixPath(str(name)).name for name in information["relative_file_paths"]]
         for file in files:
-            if not file.is_file():
+            if not os.path.isfile(file):  # also false for a name that no file can have, where Path raises
                 raise AloeError(f"bag {folder}: {METADATA_FILE} names {file.name}, which is missing")
         return McapStorage(folder, files, information)
     return RosbagsStorage(folder, information)

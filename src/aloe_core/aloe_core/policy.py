@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,7 +59,7 @@ def load_policy(spec: str, robot: RobotDescription, **options: Any) -> ChunkPoli
     """
     loaders = {e.name: e for e in entry_points(group="aloe.policies")}
     folder = Path(spec)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # also false for a name that no folder can have, where Path raises
         file = folder / POLICY_FILE
         try:
             kind = json.loads(file.read_text())["type"]

@@ -300,7 +300,7 @@ def robot_file(name_or_path: str | Path) -> Path:
     by_path = path.suffix in (".yaml", ".yml")
     files = [path] if by_path else [folder / f"{name_or_path}.yaml" for folder in folders]
     for file in files:
-        if file.is_file():
+        if os.path.isfile(file):  # also false for a name that no file can have, where Path raises
             return file
     known = {file.stem: None for folder in folders for file in sorted(folder.glob("*.yaml"))}
     advice = "" if by_path else "; give the path of its YAML file, e.g. --robot my_robot.yaml"

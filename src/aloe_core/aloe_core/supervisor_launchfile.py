@@ -7,6 +7,7 @@ after a scoped group. Anything else is refused by name, with file and line.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -234,13 +235,6 @@ class _ArgumentCollector:
             self.values.setdefault(name, value)
 
 
-def _is_file(name: str) -> bool:
-    try:
-        return Path(name).is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
-
-
 class _Planner:
     """Walks the actions in order, as ROS's launch does, and collects the nodes."""
 
@@ -356,7 +350,7 @@ class _Planner:
         for item in entity.entities("param"):
             if set(item) == {"from"}:
                 file = self.text(item, "from")
-                if not _is_file(file):
+                if not os.path.isfile(file):
                     raise item.error(f"the parameter file {file!r} does not exist")
                 yield file
             elif set(item) - {"type"} == {"name", "value"}:

@@ -558,6 +558,12 @@ def test_a_file_that_metadata_names_must_be_there(tmp_path: Path) -> None:
     (tmp_path / "e" / "e_0.mcap").unlink()
     with pytest.raises(AloeError, match=r"metadata.yaml names e_0.mcap, which is missing"):
         read_episode(tmp_path / "e", ROBOT)
+    metadata = tmp_path / "e" / "metadata.yaml"
+    for impossible in ("x" * 1000, '"a\\0b"'):
+        metadata.write_text(metadata.read_text().replace("- e_0.mcap", f"- {impossible}"))
+        with pytest.raises(AloeError, match="which is missing"):
+            read_episode(tmp_path / "e", ROBOT)
+        metadata.write_text(metadata.read_text().replace(f"- {impossible}", "- e_0.mcap"))
 
 
 def test_a_bag_in_several_files(tmp_path: Path) -> None:

@@ -140,6 +140,9 @@ def test_unknown_robots_and_cameras_list_the_known_ones(tmp_path: Path) -> None:
         load_robot("aloha_smi")
     with pytest.raises(AloeError, match=r"no file .*/absent\.yaml; known robots: aloha_sim, bimanual_ur5e$"):
         load_robot(tmp_path / "absent.yaml")
+    for impossible in ("x" * 1000, "a\0b"):
+        with pytest.raises(AloeError, match="unknown robot"):
+            load_robot(impossible)
     with pytest.raises(
         AloeError, match="robot 'aloha_sim' has no camera 'nose'; it has: overhead, left_wrist, right_wrist"
     ):

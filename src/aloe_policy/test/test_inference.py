@@ -100,6 +100,7 @@ def test_a_policy_is_exchanged_between_chunks_and_bad_ones_change_nothing(
         (PolicyOffer(new, version="bc-9-00000000"), "announced was bc-9-00000000"),
         (PolicyOffer(new, robot_hash="f" * 16), "made for a robot with hash ffff"),
         (PolicyOffer(str(tmp_path / "nothing")), "neither a checkpoint folder nor a known policy"),
+        (PolicyOffer("x" * 1000), "neither a checkpoint folder nor a known policy"),
     ):
         worker.submit(offer)
         kind, message = events.next()
