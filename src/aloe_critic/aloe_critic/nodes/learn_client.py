@@ -1,22 +1,33 @@
-"""Asks the learner of a launched robot for an improvement, and waits until the robot runs the new policy."""
+"""Asks the learner of a launched robot for an improvement, and waits until the robot runs the new policy.
+
+It is an action client of its own, for rclpy's cannot go on with a goal from another participant. That is needed: a process that starts as another one
+ends may get the shared memory that this one is taking away. It is then sent nothing, for ever, and is told nothing of that.
+"""
 
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import rclpy
-from action_msgs.msg import GoalStatus
-from rclpy.action import ActionClient
+import numpy as np
+from action_msgs.msg import GoalStatus, GoalStatusArray
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.task import Future
+from unique_identifier_msgs.msg import UUID
 
 from aloe_core import topics
 from aloe_core.errors import AloeError
 from aloe_msgs.action import ImprovePolicy
 from aloe_msgs.msg import PolicyStatus
 from aloe_robot.nodes.qos import LATCHED
+
+SILENCE = 10.0  # [s] without any message, when several nodes publish diagnostics every second: nobody sends to this participant any more
+ANSWER_TIMEOUT = 5.0  # [s] for what a learner says at once: that it takes a goal, and which goals it has
+ENDED = "the learner ended in the middle of it (see its log); ask again: it goes on where it was"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,40 +51,30 @@ def learn(
     reload_timeout_s: float = 30.0,
     namespace: str = "/",
 ) -> Learned:
-    """One improvement in a ROS context of its own; zeros and an empty method leave the choice to the learner's configuration.
+    """One improvement in ROS contexts of its own; zeros and an empty method leave the choice to the learner's configuration.
 
     Raises:
         AloeError: there is no learner, it failed (with its reason) or ended, or the robot did not take the new policy.
     """
-    rclpy.init()
-    node = Node("learn_client", namespace=namespace)
-    status: list[PolicyStatus] = []
-    try:
-        node.create_subscription(PolicyStatus, topics.POLICY_STATUS, lambda m: status.append(m), LATCHED)
-        client = ActionClient(node, ImprovePolicy, topics.IMPROVE)
-        if not client.wait_for_server(ready_timeout_s):
-            raise AloeError(
-                f"no learner_node answers on action '{topics.IMPROVE}'; launch the robot with learner:=true"
-            )
-        goal = ImprovePolicy.Goal(method=method, critic_steps=critic_steps, actor_steps=actor_steps)
-        began = time.monotonic()
-        sent = client.send_goal_async(goal, feedback_callback=lambda m: on_feedback(m.feedback))
-        server = _learners(node)
-        _wait(node, sent, server)
-        if not sent.result().accepted:
-            raise AloeError("the learner refused: an improvement is under way")
-        answer = sent.result().get_result_async()
-        _wait(node, answer, server)
-        result = answer.result().result
-        if answer.result().status != GoalStatus.STATUS_SUCCEEDED:
-            raise AloeError(f"the learner failed: {result.error_msg}")
-        learned = time.monotonic()
-        while not (status and status[-1].version == result.policy_version):
-            if status and status[-1].rejected_version == result.policy_version:
-                raise AloeError(f"policy_node refused {result.policy_version}: {status[-1].message}")
-            if time.monotonic() - learned > reload_timeout_s:
-                raise AloeError(f"policy_node did not take {result.policy_version} within {reload_timeout_s:.0f} s")
-            rclpy.spin_once(node, timeout_sec=0.1)
+    goal = ImprovePolicy.Goal(method=method, critic_steps=critic_steps, actor_steps=actor_steps)
+    goal_id = UUID(uuid=np.frombuffer(uuid.uuid4().bytes, np.uint8))
+    began, asked, taken = time.monotonic(), False, False
+    while True:
+        participant = _Participant(namespace, goal_id, on_feedback)
+        try:
+            if not (asked and participant.knows_goal()):
+                if taken:
+                    raise AloeError(ENDED)
+                asked = True
+                participant.send(goal, ready_timeout_s)
+            result = participant.result()
+            learned = time.monotonic()
+            participant.wait_for_reload(result.policy_version, reload_timeout_s)
+        except _Deaf:
+            taken = taken or participant.taken
+            continue
+        finally:
+            participant.close()
         return Learned(
             version=result.policy_version,
             checkpoint=result.checkpoint_path,
@@ -82,24 +83,124 @@ def learn(
             learn_s=learned - began,
             reload_s=time.monotonic() - learned,
         )
-    finally:
-        node.destroy_node()
-        rclpy.try_shutdown()
 
 
-def _learners(node: Node) -> set[bytes]:
-    """The learners that are there, by what DDS knows them by: one that was started again is another one."""
-    status = node.resolve_topic_name(f"{topics.IMPROVE}/_action/status")
-    return {bytes(publisher.endpoint_gid) for publisher in node.get_publishers_info_by_topic(status)}
+class _Deaf(Exception):
+    """Nothing comes to this participant any more."""
 
 
-def _wait(node: Node, future: Future, learners: set[bytes]) -> None:
-    """Until the future is done.
+class _Participant:
+    """One participant of the graph that follows one goal."""
 
-    Raises:
-        AloeError: none of the `learners` is there any more; of one that was killed DDS notices that in half a minute.
-    """
-    while not future.done():
-        rclpy.spin_once(node, timeout_sec=0.5)
-        if not (future.done() or learners & _learners(node)):
-            raise AloeError("the learner ended in the middle of it (see its log); ask again: it goes on where it was")
+    def __init__(self, namespace: str, goal_id: UUID, on_feedback: Callable[[ImprovePolicy.Feedback], None]) -> None:
+        self._goal_id, self._on_feedback = goal_id, on_feedback
+        self.taken = False  # whether the learner is known to have had the goal
+        self._goals: set[bytes] | None = None  # those that the learner knows
+        self._policy = PolicyStatus()
+        self._heard_s = time.monotonic()
+        self._context = Context()
+        self._context.init()
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._node = node = Node("learn_client", namespace=namespace, context=self._context)
+        self._executor.add_node(node)
+        action, interface = f"{topics.IMPROVE}/_action", ImprovePolicy.Impl
+        self._status = node.resolve_topic_name(f"{action}/status")
+        self._send = node.create_client(interface.SendGoalService, f"{action}/send_goal")
+        self._result = node.create_client(interface.GetResultService, f"{action}/get_result")
+        node.create_subscription(GoalStatusArray, self._status, self._on_goals, LATCHED)
+        node.create_subscription(interface.FeedbackMessage, f"{action}/feedback", self._on_progress, 10)
+        node.create_subscription(PolicyStatus, topics.POLICY_STATUS, self._on_policy, LATCHED)
+        node.create_subscription(DiagnosticArray, topics.DIAGNOSTICS, lambda m: self._hear(), 10)
+
+    def close(self) -> None:
+        """Leaves the graph."""
+        self._executor.shutdown()
+        self._node.destroy_node()
+        self._context.try_shutdown()
+
+    def knows_goal(self) -> bool:
+        """Whether the learner has the goal already, as it has if only its answer was lost."""
+        self._spin(lambda: self._goals is not None, ANSWER_TIMEOUT)
+        return self._is_known()
+
+    def send(self, goal: ImprovePolicy.Goal, ready_timeout_s: float) -> None:
+        """Gives the goal to the learner."""
+        if not self._spin(lambda: self._send.service_is_ready() and self._result.service_is_ready(), ready_timeout_s):
+            raise AloeError(
+                f"no learner_node answers on action '{topics.IMPROVE}'; launch the robot with learner:=true"
+            )
+        request = ImprovePolicy.Impl.SendGoalService.Request(goal_id=self._goal_id, goal=goal)
+        sent = [self._send.call_async(request)]
+        # What is sent before both have discovered each other is lost. A goal that comes twice is refused the second time.
+        while not self._spin(lambda: self._is_known() or any(s.done() for s in sent), ANSWER_TIMEOUT):
+            sent.append(self._send.call_async(request))
+        accepted = self._is_known() or any(s.result().accepted for s in sent if s.done())
+        if not accepted and not self._spin(self._is_known, ANSWER_TIMEOUT):
+            raise AloeError("the learner refused: an improvement is under way")
+        self.taken = True
+
+    def result(self) -> ImprovePolicy.Result:
+        """Waits for what comes of the goal."""
+        answer = self._result.call_async(ImprovePolicy.Impl.GetResultService.Request(goal_id=self._goal_id))
+        self._follow(answer.done)
+        if answer.result().status != GoalStatus.STATUS_SUCCEEDED:
+            raise AloeError(f"the learner failed: {answer.result().result.error_msg}")
+        return answer.result().result
+
+    def wait_for_reload(self, version: str, timeout_s: float) -> None:
+        """Waits for the robot to run a version."""
+        ended = self._spin(lambda: version in (self._policy.version, self._policy.rejected_version), timeout_s)
+        if self._policy.version == version:
+            return
+        if ended:
+            raise AloeError(f"policy_node refused {version}: {self._policy.message}")
+        raise AloeError(f"policy_node did not take {version} within {timeout_s:.0f} s")
+
+    def _follow(self, done: Callable[[], bool]) -> None:
+        """Spins until `done`.
+
+        Raises:
+            AloeError: the learner that was there is not any more; of one that was killed DDS notices that in half a minute.
+        """
+        learners = self._learners()
+        while not done():
+            self._spin(done, 0.5)
+            if not done() and learners and not learners & self._learners():
+                raise AloeError(ENDED)
+
+    def _learners(self) -> set[bytes]:
+        """What DDS knows them by: one that was started again is another one."""
+        return {bytes(p.endpoint_gid) for p in self._node.get_publishers_info_by_topic(self._status)}
+
+    def _spin(self, done: Callable[[], bool], timeout_s: float) -> bool:
+        """Spins until `done` or the time is over; whether it is done."""
+        end = time.monotonic() + timeout_s
+        while not done():
+            now = time.monotonic()
+            if now > end:
+                return False
+            if now - self._heard_s > SILENCE and self._learners():
+                raise _Deaf
+            self._executor.spin_once(timeout_sec=min(0.1, end - now))
+        return True
+
+    def _is_known(self) -> bool:
+        return bytes(self._goal_id.uuid) in (self._goals or ())
+
+    def _hear(self) -> None:
+        self._heard_s = time.monotonic()
+
+    def _on_goals(self, message: GoalStatusArray) -> None:
+        self._hear()
+        self._goals = {bytes(status.goal_info.goal_id.uuid) for status in message.status_list}
+        self.taken = self.taken or self._is_known()
+
+    def _on_progress(self, message: ImprovePolicy.Impl.FeedbackMessage) -> None:
+        self._hear()
+        if bytes(message.goal_id.uuid) == bytes(self._goal_id.uuid):
+            self.taken = True
+            self._on_feedback(message.feedback)
+
+    def _on_policy(self, message: PolicyStatus) -> None:
+        self._hear()
+        self._policy = message
