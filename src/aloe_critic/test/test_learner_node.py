@@ -3,6 +3,7 @@
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,14 @@ def improve(node, goal, on_feedback=lambda feedback: None):
     return handle, handle.get_result_async() if handle.accepted else None
 
 
+def open_files(pid):
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.append(str(entry.readlink()))
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_improves_announces_and_judges(graph, start_node):
@@ -110,6 +119,8 @@ def test_improves_announces_and_judges(graph, start_node):
     assert versions[-1].version == result.policy_version
     assert versions[-1].robot_hash == ROBOT.hash
     assert load_policy(versions[-1].path, ROBOT).version == result.policy_version
+
+    spin_until(graph, lambda: not [f for f in open_files(graph.learner.pid) if "/run/replay/" in f])
 
     critic = start_node(
         "aloe_critic", "critic_node", {"samples": 3}

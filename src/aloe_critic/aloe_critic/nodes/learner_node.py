@@ -5,6 +5,7 @@ One worker thread owns the store and the training; the executor only hands it jo
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
 import traceback
@@ -150,6 +151,8 @@ class LearnerNode(ManagedNode):
                 job()
             except Exception:  # whatever it was, the next request has to find somebody who works
                 self.get_logger().fatal(traceback.format_exc())
+            del job
+            gc.collect()  # learner and replay refer to each other, and would keep files open and memory until chance finds them
             give_back()
 
     def _take_in(self, bag: Path) -> None:
