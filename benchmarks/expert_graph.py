@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ import tyro
 
 from aloe_core.errors import AloeError
 from aloe_core.statistics import success_text
+from aloe_critic.demo import end_session
 from aloe_robot.control.config import ControlConfig
 from aloe_robot.sim.tasks import TASKS
 
@@ -73,12 +73,7 @@ def graph(task: str, log: Path, environment: Mapping[str, str]) -> Iterator[None
         if process.poll() is not None:
             raise AloeError(f"the graph ended by itself; see {log}")
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGINT)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        end_session(process)
 
 
 def aloe(file: Path, environment: Mapping[str, str], *arguments: object) -> dict[int, tuple[str, int]]:

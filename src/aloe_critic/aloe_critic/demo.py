@@ -77,6 +77,16 @@ def about(seconds: float) -> str:
     return f"about {seconds / 60:.0f} min" if seconds >= 90 else f"about {max(1.0, seconds):.0f} s"
 
 
+def end_session(process: subprocess.Popen[bytes]) -> None:
+    """Interrupts a process that leads a session of its own, if it still runs; kills all of the session after a minute."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 class Demo:
     """One run in `folder`, which must not exist. `expected`: as of `expected_seconds`, for another sequence of stages."""
 
@@ -226,12 +236,7 @@ class Demo:
             raise AloeError(f"{error}; {reason} {file}") from error
         finally:
             self._graph_process = None
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGINT)
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+            end_session(process)
 
     def _give_up_with(self, graph: subprocess.Popen[bytes]) -> None:
         """A command that talks to a graph which has ended would wait for ever."""

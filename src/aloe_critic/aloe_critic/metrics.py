@@ -19,9 +19,8 @@ class Metrics:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._make_writer: Any = None
-        self._writers: dict[
-            str, Any
-        ] = {}  # per stage, because each counts its own steps, and a purge is of all that a writer has
+        # By stage, because each counts its own steps, and a purge is of all that a writer has.
+        self._writers: dict[str, Any] = {}
 
     def tensorboard(self) -> None:
         """Writes event files from the next `forget_after` on."""
