@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -110,17 +111,26 @@ def ignore_interrupts() -> None:
 
 @contextmanager
 def until_interrupted() -> Iterator[None]:
-    """Around all that a node does: an interrupt ends it, and is no error.
+    """Around all that a node does, with ROS begun in this process: an interrupt ends it, and is no error.
 
     rclpy's signal handler shuts the context down at once, in the middle of whatever the node is doing; publishing or taking a message then fails with a
-    `RuntimeError`. That is the end that was asked for. While the context stands it is an error like any other.
+    `RuntimeError`. So does a `KeyboardInterrupt` within rclpy's conversion of a message, and before the context is down. Both are the end that was asked
+    for; without an interrupt it is an error like any other.
     """
+    interrupts: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)  # before `init`: rclpy's own handler calls the one it finds
     try:
+        rclpy.init()
         yield
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except RuntimeError:
-        if rclpy.ok():
+        if rclpy.ok() and not interrupts:
             raise
 
 
@@ -139,7 +149,6 @@ def shut_down() -> None:
 
 def spin(name: str, make_node: Callable[[], Node]) -> None:
     """`main` of a node without a life cycle: spins it until it is interrupted; exit code 1 and one sentence when it cannot start."""
-    rclpy.init()
     node: Node | None = None
     try:
         with until_interrupted():
@@ -170,7 +179,6 @@ def run(make_node: Callable[[], ManagedNode]) -> None:
 
 
 def _run(make_node: Callable[[], ManagedNode]) -> None:
-    rclpy.init()
     node: ManagedNode | None = None
     try:
         with until_interrupted():
