@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -13,66 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from aloe_core.vocabulary import Source
-
 BLUE, ORANGE, GREEN, RED, GREY = "#2563eb", "#ea580c", "#16a34a", "#dc2626", "#6b7280"
-SOURCES = {
-    Source.SCRIPTED: ("scripted", "#c7d2fe"),
-    Source.POLICY: ("policy", "#ffffff"),
-    Source.HUMAN: ("human", "#fde68a"),
-}
-
-
-def values_over_time(
-    time_s: np.ndarray,
-    q: np.ndarray,
-    v: np.ndarray,
-    source_T: np.ndarray,
-    tick_s: float,
-    title: str,
-    film: Sequence[np.ndarray] = (),
-) -> Figure:
-    """Q and V over an episode above the advantage, human stretches shaded, frames of the episode on top at even intervals.
-
-    Args:
-        time_s: `[n]`, when the judged chunks start.
-        source_T: `Source` of every tick.
-        film: RGB frames, first to last.
-    """
-    rows = 3 if len(film) else 2
-    figure, axes = plt.subplots(
-        rows, 1, figsize=(9, 2 + 1.7 * rows), height_ratios=[1.1, 2, 1][-rows:], layout="constrained", squeeze=False
-    )
-    if len(film):
-        strip = axes[0, 0]
-        strip.imshow(np.concatenate(film, axis=1), aspect="auto")
-        strip.set_axis_off()
-        strip.set_title(title, loc="left", fontsize=10)
-    else:
-        axes[0, 0].set_title(title, loc="left", fontsize=10)
-    upper, lower = axes[-2, 0], axes[-1, 0]
-    for ax in (upper, lower):
-        for begin, end, who in _stretches(source_T):
-            ax.axvspan(
-                begin * tick_s, end * tick_s, color=SOURCES.get(Source(who), ("", "#ffffff"))[1], lw=0, alpha=0.6
-            )
-        ax.set_xlim(0, len(source_T) * tick_s)
-    upper.plot(time_s, q, color=BLUE, label="Q of the executed chunk")
-    upper.plot(time_s, v, color=ORANGE, label="V of the policy", lw=1)
-    upper.set_ylabel("scaled return")
-    upper.legend(loc="best", fontsize=8, frameon=False)
-    advantage = q - v
-    lower.bar(
-        time_s,
-        advantage,
-        width=np.diff(time_s, append=time_s[-1] + tick_s),
-        align="edge",
-        color=np.where(advantage >= 0, GREEN, RED),
-    )
-    lower.axhline(0, color=GREY, lw=0.5)
-    lower.set_ylabel("advantage")
-    lower.set_xlabel("time [s]; shaded: a human drives")
-    return figure
 
 
 def histograms(groups: Mapping[str, np.ndarray], title: str) -> Figure:
@@ -163,10 +103,3 @@ def replay_composition(rows: Sequence[Any]) -> Figure:
     ax.set_ylabel("frames")
     ax.legend(fontsize=8, frameon=False)
     return figure
-
-
-def _stretches(source_T: np.ndarray) -> list[tuple[int, int, int]]:
-    """(first tick, one past the last, source) of stretches with one source."""
-    edges = np.flatnonzero(np.diff(source_T)) + 1
-    borders = [0, *edges.tolist(), len(source_T)]
-    return [(a, b, int(source_T[a])) for a, b in pairwise(borders) if b > a]

@@ -12,21 +12,29 @@ from aloe_core.errors import AloeError
 from aloe_core.robot import RobotDescription
 
 HEIGHT = 120  # [pixel]
+FRAMES = 7  # of a camera; our choice: nearly as wide as they are, in the width of a timeline
+DRAWN_AGAIN = "drawn again"  # stands where the name of a camera does
 
 
-def film_strip(bag: Path, robot: RobotDescription, frames: int = 8) -> list[np.ndarray]:
-    """`frames` RGB images of even height at even intervals, first to last tick; empty if the bag holds neither images nor simulator states.
+def middles(stretches: int) -> np.ndarray:
+    """`[stretches]` in 0..1: where the frames of a film are taken, in the middle of each of even stretches."""
+    return (np.arange(stretches) + 0.5) / stretches
+
+
+def film_strip(bag: Path, robot: RobotDescription, frames: int = FRAMES) -> dict[str, list[np.ndarray]]:
+    """Name of a camera -> RGB images of even height at the `middles` of the episode; without images the simulator's states, drawn again; else empty.
 
     Raises:
         AloeError: the bag is gone or damaged.
     """
     episode = read_episode(bag, robot)
-    ticks = np.linspace(0, len(episode.state) - 1, frames).round().astype(int)
+    ticks = (middles(frames) * (len(episode.state) - 1)).round().astype(int)
     for camera, index in episode.camera_index.items():
         found = [int(index[t]) for t in ticks]
         if min(found) >= 0:
-            return [small(episode.cameras[camera].decode(i)) for i in found]
-    return _drawn_again(episode, ticks)
+            return {camera: [small(episode.cameras[camera].decode(i)) for i in found]}
+    drawn = _drawn_again(episode, ticks)
+    return {DRAWN_AGAIN: drawn} if drawn else {}
 
 
 def drawn_at(bag: Path, robot: RobotDescription, shares: np.ndarray) -> list[np.ndarray]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from aloe_core.errors import AloeError
+from aloe_critic.film import middles
 from aloe_critic.judgement import Judgement
 
 
@@ -18,7 +19,7 @@ def write_overlay(
     judged: Judgement,
     human_T: np.ndarray,
     tick_s: float,
-    film: Sequence[np.ndarray],
+    film: Mapping[str, Sequence[np.ndarray]],
 ) -> None:
     """Writes `file` (.rrd): q, v, advantage and head spread at the judged chunks, who drives at every tick, and the film's frames.
 
@@ -26,7 +27,7 @@ def write_overlay(
         time_s: `[n]`, when the judged chunks start.
         human_T: bool `[T]`, a human drives.
         tick_s: control period [s].
-        film: RGB frames at even intervals, first to last tick.
+        film: name of a camera -> RGB frames, at the `middles` of the episode.
 
     Raises:
         AloeError: rerun is not installed.
@@ -44,7 +45,8 @@ def write_overlay(
     for tick in np.flatnonzero(np.diff(human_T.astype(int), prepend=-1)):
         recording.set_time("time", duration=float(tick * tick_s))
         recording.log("human_drives", rr.Scalars(float(human_T[tick])))
-    for frame, tick in zip(film, np.linspace(0, len(human_T) - 1, len(film)), strict=True):
-        recording.set_time("time", duration=float(tick * tick_s))
-        recording.log("camera", rr.Image(frame))
+    for camera, frames in film.items():
+        for frame, share in zip(frames, middles(len(frames)), strict=True):
+            recording.set_time("time", duration=float(share * len(human_T) * tick_s))
+            recording.log(f"camera/{camera.replace(' ', '_')}", rr.Image(frame))
     recording.flush()

@@ -1,4 +1,4 @@
-"""The pictures of a replayed episode: what was seen, valued, driven and commanded on one time axis."""
+"""The pictures of an episode, recorded or replayed: what was seen, valued, driven and commanded on one time axis."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from aloe_critic.figures import BLUE, GREEN, GREY, ORANGE, RED
 
 DRIVERS = {"human": "#fde68a", "policy": "#bfdbfe", "scripted": "#c7d2fe", "none": "#e5e7eb", "unknown": "#e5e7eb"}
 TAKEN_OVER = "#f59e0b"
+DENSE = 40  # more chunks than that are drawn without marks and borders
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,19 @@ class Judged:
 
 @dataclass(frozen=True)
 class Timeline:
-    """A replayed episode with time counted from its first tick. T ticks, A actions.
+    """An episode with time counted from its first tick. T ticks, A actions.
 
     Attributes:
         time_s: `[T]`.
         drivers: `[T]`, who drove, a key of `DRIVERS`.
         interventions: (begin, end) of each take-over [s].
         commanded, recorded, proposed: `[T, A]`: what was executed (or, where nobody knows, measured), what the recorded policy proposed for the tick, and what
-            the replayed one does; NaN where there is none.
+            the replayed one does (of an episode that was not replayed: as recorded); NaN where there is none.
+        commanded_name, proposed_name: what to call them in the pictures.
         groups: name of an arm -> its columns.
         names: `[A]`.
         film: name of a camera -> RGB frames, each the picture in the middle of its stretch of the time axis.
-        judged: `recorded` and `proposed` chunks, as far as they were judged.
+        judged: `recorded` and `proposed`, or `executed` chunks, as far as they were judged.
     """
 
     time_s: np.ndarray
@@ -58,6 +60,8 @@ class Timeline:
     names: Sequence[str]
     film: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict)
     judged: Mapping[str, Judged] = field(default_factory=dict)
+    proposed_name: str = "proposed in the replay"
+    title: str = ""
 
     @property
     def end_s(self) -> float:
@@ -65,6 +69,16 @@ class Timeline:
         return float(self.time_s[-1]) + (
             float(self.time_s[-1]) / (len(self.time_s) - 1) if len(self.time_s) > 1 else 1.0
         )
+
+
+def interventions(time_s: np.ndarray, intervention_id_T: np.ndarray) -> list[tuple[float, float]]:
+    """(begin, end) [s] of each take-over; it ends with the tick after it, or with the episode. `time_s`: of the ticks, `[T]`."""
+    found = []
+    for number in sorted(set(intervention_id_T.tolist()) - {0}):
+        ticks = np.flatnonzero(intervention_id_T == number)
+        after = min(int(ticks[-1]) + 1, len(time_s) - 1)
+        found.append((float(time_s[ticks[0]]), float(time_s[after])))
+    return found
 
 
 def timeline(shown: Timeline) -> Figure:
@@ -80,6 +94,7 @@ def timeline(shown: Timeline) -> Figure:
         height_ratios=heights,
         layout="constrained",
     )
+    figure.suptitle(shown.title, x=0.01, ha="left", fontsize=10)
     rows = iter(np.atleast_1d(axes))
     for camera, frames in shown.film.items():
         _film(next(rows), camera, frames, shown.end_s)
@@ -92,7 +107,7 @@ def timeline(shown: Timeline) -> Figure:
         _joints(ax, shown, range(*columns.indices(len(shown.names))))
         ax.set_ylabel(f"{arm}\n[rad, gripper 0..1]", fontsize=8)
     ax.set_xlabel(
-        f"time [s]; full lines: {shown.commanded_name}, dashed: proposed in the replay; shaded: a person had taken over"
+        f"time [s]; full lines: {shown.commanded_name}, dashed: {shown.proposed_name}; shaded: a person had taken over"
     )
     ax.set_xlim(0, shown.end_s)
     return figure
@@ -113,7 +128,7 @@ def joints(shown: Timeline) -> Figure:
             _shade(ax, shown)
             ax.plot(shown.time_s, shown.commanded[:, index], color="black", lw=1, label=shown.commanded_name)
             ax.plot(shown.time_s, shown.recorded[:, index], color=GREY, lw=1, ls=":", label="proposed when recorded")
-            ax.plot(shown.time_s, shown.proposed[:, index], color=ORANGE, lw=1, label="proposed in the replay")
+            ax.plot(shown.time_s, shown.proposed[:, index], color=ORANGE, lw=1, label=shown.proposed_name)
             ax.set_title(shown.names[index], loc="left", fontsize=8, pad=2)
             ax.tick_params(labelsize=7)
     figure.legend(
@@ -140,7 +155,8 @@ def _film(ax: Axes, camera: str, frames: Sequence[np.ndarray], end_s: float) -> 
 def _values(ax: Axes, shown: Timeline) -> None:
     _shade(ax, shown)
     for (name, judged), (colour, mark) in zip(shown.judged.items(), ((BLUE, "o"), (ORANGE, "s")), strict=False):
-        ax.plot(judged.time_s, judged.q, marker=mark, ms=3, lw=1, color=colour, label=f"Q of the {name} chunk")
+        marked = mark if len(judged.q) <= DENSE else ""
+        ax.plot(judged.time_s, judged.q, marker=marked, ms=3, lw=1, color=colour, label=f"Q of the {name} chunk")
     newest = list(shown.judged.values())[-1]
     ax.plot(newest.time_s, newest.v, color="black", lw=1, ls="--", label="V")
     ax.set_ylabel("scaled return", fontsize=8)
@@ -160,7 +176,7 @@ def _signs(ax: Axes, shown: Timeline) -> None:
             height=0.8,
             color=colours,
             edgecolor="white",
-            lw=0.5,
+            lw=0.5 if len(ends) <= DENSE else 0,
         )
     ax.set_yticks([-lane for lane in range(len(lanes))], [f"advantage, {name}" for name, _ in lanes], fontsize=8)
     ax.set_ylim(-len(lanes) + 0.4, 0.6)

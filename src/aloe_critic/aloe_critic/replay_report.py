@@ -13,13 +13,11 @@ from aloe_core.chunk import NANOSECONDS
 from aloe_core.errors import AloeError
 from aloe_core.robot import RobotDescription
 from aloe_critic import replay_figures
-from aloe_critic.film import drawn_at, small
+from aloe_critic.film import DRAWN_AGAIN, FRAMES, drawn_at, middles, small
+from aloe_critic.page import Page
 from aloe_critic.recording import Recording
 from aloe_critic.replay_figures import Judged, Timeline
 from aloe_critic.replay_summary import ReplayedEpisode, newest_rows, read_replayed
-from aloe_critic.report import Page
-
-FRAMES = 10  # of each camera
 
 
 def write_page(bag: Path, output: Path, numbers: Mapping[str, Any], robot: RobotDescription | None = None) -> Path:
@@ -67,7 +65,7 @@ def timeline(episode: ReplayedEpisode) -> Timeline:
     return Timeline(
         time_s=time_s,
         drivers=recording.sources,
-        interventions=_interventions(time_s, recording),
+        interventions=replay_figures.interventions(time_s, recording.intervention_id),
         commanded=recording.executed,
         recorded=recording.proposal,
         proposed=newest_rows(episode.proposals, recording.stamps_ns),
@@ -86,28 +84,17 @@ def _judged(values: Mapping[tuple[int, int], Any], begin_ns: int) -> Judged:
     return Judged((stamps - begin_ns) / NANOSECONDS, q, v)
 
 
-def _interventions(time_s: np.ndarray, recording: Recording) -> list[tuple[float, float]]:
-    """(begin, end) [s] of each take-over; it ends with the tick after it, or with the episode."""
-    found = []
-    for number in sorted(set(recording.intervention_id.tolist()) - {0}):
-        ticks = np.flatnonzero(recording.intervention_id == number)
-        after = min(int(ticks[-1]) + 1, len(time_s) - 1)
-        found.append((float(time_s[ticks[0]]), float(time_s[after])))
-    return found
-
-
 def _film(recording: Recording) -> dict[str, list[np.ndarray]]:
     """The picture of each camera in the middle of each of `FRAMES` stretches; without cameras the simulator's recorded states, drawn again."""
-    middles = (np.arange(FRAMES) + 0.5) / FRAMES
     first, last = int(recording.stamps_ns[0]), int(recording.stamps_ns[-1])
-    stamps = first + np.round(middles * (last - first)).astype(np.int64)
+    stamps = first + np.round(middles(FRAMES) * (last - first)).astype(np.int64)
     film = {}
     for camera in recording.robot.cameras:
         track = recording.camera(camera.name)
         if track is not None:
             film[camera.name] = [small(track.decode(max(int(i), 0))) for i in track.index_at(stamps)]
-    if not film and (drawn := drawn_at(recording.folder, recording.robot, middles)):
-        film["drawn again"] = drawn
+    if not film and (drawn := drawn_at(recording.folder, recording.robot, middles(FRAMES))):
+        film[DRAWN_AGAIN] = drawn
     return film
 
 

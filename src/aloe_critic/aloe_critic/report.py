@@ -2,90 +2,34 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 
 from aloe_core.bag_format import replace_file
 from aloe_core.errors import AloeError
-from aloe_core.fragments import tick_sources
 from aloe_core.policy import POLICY_FILE
 from aloe_core.robot import RobotDescription
-from aloe_core.vocabulary import Outcome, Source
+from aloe_core.vocabulary import Outcome
 from aloe_critic import figures, judgement
 from aloe_critic.critic_file import CRITIC_FILE, load_critic
-from aloe_critic.film import film_strip
 from aloe_critic.improvement import POLICY, STORE, ImproveConfig, ImproveResult, read_result
-from aloe_critic.methods import Method
 from aloe_critic.metrics import read_metrics
 from aloe_critic.ope import calibration_curve, spearman
-from aloe_critic.overlay import write_overlay
+from aloe_critic.page import Page
 from aloe_critic.progress import success_features, train_progress
 from aloe_critic.replay import StoreReplay
+from aloe_critic.report_episodes import add_episodes, different
 from aloe_critic.started import read_started, started_replay
 from aloe_policy.protocol import TrainablePolicy
 from aloe_policy.replay import ReplayStore, replay_report
 from aloe_policy.trainable import load_trainable
 
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#111}
-h1{font-size:1.6em}h2{margin-top:2em;border-bottom:1px solid #ddd}img{max-width:100%}p.note{color:#555}
-table{border-collapse:collapse;font-size:13px}td,th{padding:.2em .8em;border-bottom:1px solid #eee;text-align:right}
-td:first-child,th:first-child{text-align:left}.good{color:#15803d}.bad{color:#b91c1c}"""
 JUDGED = 4000  # samples at most for the overview pictures; more would not change them
 TABLE_ROWS = 40
 NUMBERS_FILE = "numbers.json"
-
-
-@dataclass
-class Page:
-    """Sections of the page in order; pictures are kept as PNG bytes by name."""
-
-    folder: Path
-    parts: list[str] = field(default_factory=list)
-
-    def section(self, title: str, note: str = "") -> None:
-        """A heading and what the reader should know about what follows."""
-        self.parts.append(
-            f"<h2>{html.escape(title)}</h2>" + (f'<p class="note">{html.escape(note)}</p>' if note else "")
-        )
-
-    def figure(self, name: str, figure: Figure) -> None:
-        """A picture in the page and as `<name>.png` beside it."""
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=120)
-        plt.close(figure)
-        (self.folder / f"{name}.png").write_bytes(buffer.getvalue())
-        encoded = base64.b64encode(buffer.getvalue()).decode()
-        self.parts.append(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{encoded}">')
-
-    def text(self, text: str) -> None:
-        """A paragraph."""
-        self.parts.append(f"<p>{html.escape(text)}</p>")
-
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], classes: Sequence[str] = ()) -> None:
-        """A table; `classes` colours rows."""
-        head = "".join(f"<th>{html.escape(h)}</th>" for h in header)
-        marks = classes or [""] * len(rows)
-        body = "".join(
-            f'<tr class="{mark}">' + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>"
-            for row, mark in zip(rows, marks, strict=True)
-        )
-        self.parts.append(f"<table><tr>{head}</tr>{body}</table>")
-
-    def html(self, title: str) -> str:
-        """The whole page."""
-        return (
-            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-            f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>{''.join(self.parts)}</html>\n"
-        )
 
 
 def write_report(
@@ -157,7 +101,7 @@ def write_report(
     index = np.sort(generator.permutation(np.flatnonzero(replay.samples_of.train_critic))[:JUDGED])
     on_step("values of the replay")
     judged = judgement.judge(replay, method, policy, index, seed=seed)
-    _episodes(page, replay, method, policy, robot, _different(replay, episodes), seed, rerun, on_step)
+    add_episodes(page, replay, method, policy, robot, different(replay, episodes), seed, rerun, on_step)
 
     critic = getattr(method, "critic", None)
     if critic is not None and critic.config.horizon:
@@ -222,64 +166,6 @@ def _summary(page: Page, result: ImproveResult, judged_policy: str, critic_versi
         else f"the policy that was made. Chunks were weighed against {judged_policy}, which this run does not hold, by other advantages."
     )
     page.text(f"V, and so every advantage, is that of {whose}, {against}")
-
-
-def _different(replay: StoreReplay, count: int) -> list[int]:
-    """Episodes of as many kinds as there are: alone or with help, success or not."""
-    store, kinds = replay.store, dict[tuple[bool, int], list[int]]()
-    for number in replay.samples_of.episodes:
-        entry = store.episodes[number]
-        who = tick_sources(store.arrays["source"][entry.start : entry.start + entry.steps])
-        if entry.steps and (who == Source.POLICY).any():
-            kinds.setdefault((bool((who == Source.HUMAN).any()), int(store.outcome(number))), []).append(number)
-    if not kinds:
-        return replay.samples_of.episodes[:count]
-    chosen: list[int] = []
-    while len(chosen) < count and any(kinds.values()):
-        for numbers in kinds.values():
-            if numbers and len(chosen) < count:
-                chosen.append(numbers.pop())
-    return chosen
-
-
-def _episodes(
-    page: Page,
-    replay: StoreReplay,
-    method: Method,
-    policy: TrainablePolicy,
-    robot: RobotDescription,
-    numbers: Sequence[int],
-    seed: int,
-    rerun: bool,
-    on_step: Callable[[str], None],
-) -> None:
-    page.section(
-        "Values over time",
-        "Of the chunk executed from each tick on. A take-over ends the policy's fragment in failure, so Q should fall before it.",
-    )
-    store, samples = replay.store, replay.samples_of
-    for number in numbers:
-        entry = store.episodes[number]
-        on_step(f"episode {entry.episode_id}")
-        index = np.flatnonzero((samples.episode == number) & samples.train_critic)[::3]
-        if not len(index):
-            continue
-        judged = judgement.judge(replay, method, policy, index, seed=seed)
-        who = tick_sources(store.arrays["source"][entry.start : entry.start + entry.steps])
-        time_s = (samples.start[index] - entry.start) / robot.control_rate_hz
-        try:
-            film = film_strip(Path(entry.bag), robot)
-        except AloeError as error:
-            page.text(f"No pictures of {entry.episode_id}: {error}")
-            film = []
-        if rerun:
-            file = page.folder / f"episode_{number:04d}.rrd"
-            write_overlay(file, entry.episode_id, time_s, judged, who == Source.HUMAN, 1 / robot.control_rate_hz, film)
-        title = f"{entry.episode_id}: {store.outcome(number).name.lower()}"
-        page.figure(
-            f"episode_{number:04d}",
-            figures.values_over_time(time_s, judged.q, judged.v, who, 1 / robot.control_rate_hz, title, film),
-        )
 
 
 def _accuracy(page: Page, replay: StoreReplay, judged: judgement.Judgement, changed: bool) -> None:
