@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -115,7 +116,7 @@ def evaluate_policy(
         episodes: numbers of the store's episodes to judge by; None: all.
 
     Raises:
-        AloeError: nothing to learn from, or a critic that values states only, or of another robot, discount, chunk, encoder or object state.
+        AloeError: nothing to learn from, or a critic that values states only, or of another robot, discount, scale of rewards, chunk, encoder or object state.
     """
     policy, version = load_trainable(policy_folder, robot)
     needs_critic = bool({"fqe", "va_ope"} & set(estimators))
@@ -161,7 +162,7 @@ def _given_critic(
     """A critic that is used as it is, and what it was made for.
 
     Raises:
-        AloeError: for another robot, discount or chunk.
+        AloeError: for another robot, discount, scale of rewards or chunk.
     """
     method, facts, _ = load_critic(file)
     critic = chunk_critic(method, str(file))
@@ -170,6 +171,12 @@ def _given_critic(
     if facts.gamma != config.reward.gamma:
         raise AloeError(
             f"{file} was made with reward.gamma {facts.gamma:g}, the configuration says {config.reward.gamma:g}; "
+            "give that of the critic's improvement with --config"
+        )
+    scale = config.reward.scale
+    if facts.reward_scale is not None and not math.isclose(facts.reward_scale, scale):
+        raise AloeError(
+            f"{file} was made with reward.reward_scale {facts.reward_scale:g}, the configuration says {scale:g}; "
             "give that of the critic's improvement with --config"
         )
     judges = critic.config.horizon

@@ -264,6 +264,7 @@ def test_a_given_critic_is_used_as_it_is(two_kinds, tmp_path, critic):
     [
         ({"robot_hash": "0123"}, {}, "was made for a robot with hash 0123, 'aloha_sim' has"),
         ({"gamma": 0.9}, {}, "was made with reward.gamma 0.9, the configuration says 0.99; give that"),
+        ({"reward_scale": 1.0}, {}, "was made with reward.reward_scale 1, the configuration says 0.01; give that"),
         ({"encoder": "dinov2"}, {}, "looks through the encoder 'dinov2', the policy through no cameras"),
         ({"critic": {"object_dim": 6}}, {}, "looks at an object state of 6 numbers, the bags hold 7"),
         ({"critic": {"horizon": 2 * HORIZON}}, {}, f"judges {2 * HORIZON} steps, the policy proposes {HORIZON}"),

@@ -26,6 +26,8 @@ spin("made", make_node)
 
 @pytest.mark.parametrize(("before", "code"), [("signal.raise_signal(signal.SIGINT)", 0), ("pass", 1)])
 def test_an_interrupt_that_becomes_an_error_of_rclpy_is_the_end_that_was_asked_for(before, code):
-    done = subprocess.run([sys.executable, "-c", NODE.format(before=before)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", NODE.format(before=before)], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == code, done.stderr
     assert ("Unable to convert" in done.stderr) == (code != 0)
