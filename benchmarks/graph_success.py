@@ -1,10 +1,11 @@
-"""How often does the scripted expert succeed through the ROS graph, and is that what it does in lockstep without ROS?
+"""How often does a policy succeed through the ROS graph, and is that what it does in lockstep without ROS?
 
-    python benchmarks/expert_graph.py
+    python benchmarks/graph_success.py
+    python benchmarks/graph_success.py --policy runs/bc/policy --tasks transfer_cube --seeds 100 --first 10000
 
 For each task the graph of `sim_robot.launch.yaml` is started (separate processes: chunks in, commands out; simulated time, as fast as it goes, no
-cameras) and runs one episode per seed. Then `aloe rollout` runs the same seeds with the same `execute_steps`. The results do not depend on the
-machine's load; with two cores it takes a few minutes. Prints a Markdown table, and the seeds on which the two do not agree on outcome and length.
+cameras) and runs one episode per seed, without a human. Then `aloe rollout` runs the same seeds with the same `execute_steps`. The results do not depend on
+the machine's load; with two cores it takes a few minutes. Prints a Markdown table, and the seeds on which the two do not agree on outcome and length.
 """
 
 from __future__ import annotations
@@ -30,10 +31,18 @@ ALOE = [sys.executable, "-m", "aloe_core.cli"]
 LAUNCH = Path(__file__).resolve().parents[1] / "launch" / "sim_robot.launch.yaml"
 
 
-def main(out: Path = Path("runs/expert_graph"), seeds: int = 20, first: int = 0) -> None:
+def main(
+    out: Path = Path("runs/graph_success"),
+    policy: str = "scripted",
+    tasks: tuple[str, ...] = tuple(TASKS),
+    seeds: int = 20,
+    first: int = 0,
+) -> None:
     """Runs both for every task and prints the table.
 
     Args:
+        policy: the scripted expert, or a checkpoint.
+        tasks: names of tasks.
         out: folder for the results and the graph's output.
         seeds: episodes per task.
         first: seed of the first one; the others count up from it.
@@ -49,11 +58,11 @@ def main(out: Path = Path("runs/expert_graph"), seeds: int = 20, first: int = 0)
         ["| task | through the graph | in lockstep | same outcome and length |", "|---|---|---|---|"],
         [],
     )
-    for task in TASKS:
+    for task in tasks:
         same = ("--task", task, "--seed", first)
-        with graph(task, out / f"{task}-graph.log", environment):
+        with graph(task, policy, out / f"{task}-graph.log", environment):
             ran = aloe(out / f"{task}-graph.json", environment, "episodes", "--count", seeds, "--no-record", *same)
-        steps = ("--execute-steps", ControlConfig.execute_steps, "--policy", "scripted")
+        steps = ("--execute-steps", ControlConfig.execute_steps, "--policy", policy)
         expected = aloe(out / f"{task}-lockstep.json", environment, "rollout", "--episodes", seeds, *steps, *same)
         unlike = [seed for seed in expected if ran[seed] != expected[seed]]
         differences += [f"{task} {seed}: graph {ran[seed]}, lockstep {expected[seed]}" for seed in unlike]
@@ -62,9 +71,12 @@ def main(out: Path = Path("runs/expert_graph"), seeds: int = 20, first: int = 0)
 
 
 @contextmanager
-def graph(task: str, log: Path, environment: Mapping[str, str]) -> Iterator[None]:
-    """The launched robot with the scripted expert; its output goes to `log`."""
-    arguments = (f"task:={task}", "policy:=scripted", "cameras:=false", "record:=false", "real_time_factor:=0")
+def graph(task: str, policy: str, log: Path, environment: Mapping[str, str]) -> Iterator[None]:
+    """The launched robot with the policy; its output goes to `log`."""
+    arguments = (
+        *(f"task:={task}", f"policy:={policy}", "operator:=none", "cameras:=false"),
+        *("record:=false", "real_time_factor:=0"),
+    )
     with open(log, "wb") as file:
         command = [*ALOE, "up", str(LAUNCH), *arguments]
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
