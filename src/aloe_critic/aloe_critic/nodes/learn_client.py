@@ -1,7 +1,7 @@
 """Asks the learner of a launched robot for an improvement, and waits until the robot runs the new policy.
 
-It is an action client of its own, for rclpy's cannot go on with a goal from another participant. That is needed: a process that starts as another one
-ends may get the shared memory that this one is taking away. It is then sent nothing, for ever, and is told nothing of that.
+It is an action client of its own, for rclpy's cannot go on with a goal from another participant. That is needed where nothing is sent to a participant
+any more, which it is not told; of the one cause that we know see `aloe_robot.nodes.transport`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from aloe_core.errors import AloeError
 from aloe_msgs.action import ImprovePolicy
 from aloe_msgs.msg import PolicyStatus
 from aloe_robot.nodes.qos import LATCHED
+from aloe_robot.nodes.transport import without_shared_memory
 
 SILENCE = 10.0  # [s] without any message, when several nodes publish diagnostics every second: nobody sends to this participant any more
 ANSWER_TIMEOUT = 5.0  # [s] for what a learner says at once: that it takes a goal, and which goals it has
@@ -99,9 +100,10 @@ class _Participant:
         self._policy = PolicyStatus()
         self._heard_s = time.monotonic()
         self._context = Context()
-        self._context.init()
+        with without_shared_memory():
+            self._context.init()
+            self._node = node = Node("learn_client", namespace=namespace, context=self._context)
         self._executor = SingleThreadedExecutor(context=self._context)
-        self._node = node = Node("learn_client", namespace=namespace, context=self._context)
         self._executor.add_node(node)
         action, interface = f"{topics.IMPROVE}/_action", ImprovePolicy.Impl
         self._status = node.resolve_topic_name(f"{action}/status")

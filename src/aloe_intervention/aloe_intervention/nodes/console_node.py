@@ -16,6 +16,7 @@ from aloe_intervention.console import Console
 from aloe_intervention.nodes.episode_calls import EpisodeCalls
 from aloe_msgs.msg import ControlState, PolicyStatus, RecorderStatus, SafetyStatus, TaskState, TeleopCommand
 from aloe_robot.nodes.qos import LATCHED
+from aloe_robot.nodes.transport import without_shared_memory
 
 
 class ConsoleNode(Node):
@@ -65,8 +66,9 @@ class ConsoleNode(Node):
 @contextmanager
 def connected(robot: RobotDescription, task: str, seed: int, namespace: str = "/") -> Iterator[ConsoleNode]:
     """A `ConsoleNode` in a graph that it leaves in the end."""
-    rclpy.init()
-    node = ConsoleNode(robot, task, seed, namespace)
+    with without_shared_memory():
+        rclpy.init()
+        node = ConsoleNode(robot, task, seed, namespace)
     try:
         yield node
     finally:

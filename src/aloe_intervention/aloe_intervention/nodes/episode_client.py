@@ -19,6 +19,7 @@ from aloe_core.vocabulary import Outcome, Termination
 from aloe_msgs.msg import ControlState, EpisodeEvent, RecorderStatus
 from aloe_msgs.srv import StartEpisode, StopEpisode
 from aloe_robot.nodes.qos import EVENTS, LATCHED
+from aloe_robot.nodes.transport import without_shared_memory
 
 STOP_TIMEOUT = 5.0  # [s] wall time that an interrupted run waits for the answer to episode/stop
 BY_HAND = "stop it with `aloe operate` (key x) or the service episode/stop"
@@ -209,8 +210,9 @@ def run_episodes(
 
     SIGINT and SIGTERM stop the episode under way: a robot does not go on when the one who started it is gone.
     """
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # rclpy's own would leave no graph to call in
-    client = EpisodeClient(namespace)
+    with without_shared_memory():
+        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # rclpy's own would leave no graph to call in
+        client = EpisodeClient(namespace)
     before = {signum: signal.signal(signum, client.interrupt) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         client.wait_until_ready(timeout_s)
