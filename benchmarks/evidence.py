@@ -224,6 +224,7 @@ def main(
     variants: tuple[str, ...] = MAIN,
     jobs: int = 2,
     budget: Budget = Budget(),
+    first: int = 0,
 ) -> None:
     """Does whatever of the work is not done yet.
 
@@ -233,6 +234,7 @@ def main(
         variants: rows of the table, see `VARIANTS`.
         jobs: processes.
         budget: what every method is given.
+        first: number of the first seed.
     """
     unknown = sorted(set(variants) - set(VARIANTS))
     if unknown:
@@ -242,16 +244,17 @@ def main(
         raise SystemExit(f"evidence: {out} holds runs of another budget, see budget.json there; choose another folder")
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
-        prepared = [pool.submit(prepare, out, seed, budget) for seed in range(min(seeds, jobs))]
+        prepared = [pool.submit(prepare, out, first + number, budget) for number in range(min(seeds, jobs))]
         chains: list[Future[None]] = []
-        for seed in range(seeds):  # seed after seed, so that an interruption leaves whole pairs
-            prepared[seed].result()
+        for number in range(seeds):  # seed after seed, so that an interruption leaves whole pairs
+            seed = first + number
+            prepared[number].result()
             print(f"seed {seed}: demonstrations and cloned policy", flush=True)
             for name in variants:
                 chains.append(pool.submit(chain, out, seed, name, budget))
                 chains[-1].add_done_callback(partial(tell, out, seed, name))
             if len(prepared) < seeds:
-                prepared.append(pool.submit(prepare, out, len(prepared), budget))
+                prepared.append(pool.submit(prepare, out, first + len(prepared), budget))
     failed = sum(future.exception() is not None for future in chains)
     if failed:
         raise SystemExit(f"evidence: {failed} of {len(chains)} chains failed, see above")
