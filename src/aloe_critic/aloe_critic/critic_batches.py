@@ -27,6 +27,7 @@ class CriticBatches:
         config: `policy_samples`, `target_samples`, `cut_share`, `presample`, `seed`.
         device: where batches go.
         folder: on whose disk the table of presampled chunks lives.
+        judged: samples that will be judged.
         on_table: told how many ticks of the table are done; may raise to stop.
     """
 
@@ -37,18 +38,24 @@ class CriticBatches:
         config: LearnerConfig,
         device: torch.device,
         folder: Path,
+        judged: int,
         on_table: Callable[[int], None] = lambda done: None,
     ) -> None:
         self.method, self.replay, self.config, self.device, self.folder = method, replay, config, device, folder
         self._on_table = on_table
         self._table: ChunkTable | None = None
+        at_once = replay.ticks * max(config.policy_samples, config.target_samples)
+        one_by_one = (
+            config.critic_steps * config.batch_size * (1 + config.target_samples) + judged * config.policy_samples
+        )
+        self.presamples = at_once <= one_by_one if config.presample is None else config.presample
 
     def to_teach(self, policy: TrainablePolicy, index: Tensor, generator: torch.Generator) -> dict[str, Any]:
         """The samples `index` for a critic step: `policy_action` at their start, `next_policy_action` where they are backed up to."""
         if not self.method.needs_policy_chunks:
             return on_device(self.replay.samples(index), self.device)
         batch = self.replay.samples(index, self._cuts(len(index), generator))
-        chunks: PolicyChunks = self.presampled(policy) if self.config.presample else self.fresh(policy)
+        chunks: PolicyChunks = self.presampled(policy) if self.presamples else self.fresh(policy)
         batch["policy_action"] = chunks.draw(self.replay.start[index], 1, generator)
         batch["next_policy_action"] = chunks.draw(batch["bootstrap"], self.config.target_samples, generator)
         return on_device(batch, self.device)
@@ -59,9 +66,7 @@ class CriticBatches:
         """The samples `index` as recorded, with the chunks that V(s) is the mean of; `moves`: the policy is not the one of the table."""
         batch = self.replay.samples(index)
         if self.method.needs_policy_chunks:
-            chunks: PolicyChunks = (
-                self.presampled(policy) if self.config.presample and not moves else self.fresh(policy)
-            )
+            chunks: PolicyChunks = self.presampled(policy) if self.presamples and not moves else self.fresh(policy)
             batch["policy_action"] = chunks.draw(self.replay.start[index], self.config.policy_samples, generator)
         return on_device(batch, self.device)
 

@@ -1,4 +1,4 @@
-"""The learner: N_Q critic steps, one judgement of the whole replay, N_pi actor steps (Algorithm 1, one iteration), resumable after a kill at any step.
+"""The learner: N_Q critic steps, one judgement of the replay, N_pi actor steps (Algorithm 1, one iteration), resumable after a kill at any step.
 
 Every random number of a step comes from a generator seeded by (seed, phase, step), so a resumed run repeats the interrupted one bit by bit.
 """
@@ -39,7 +39,12 @@ from aloe_policy.training_state import (
 
 __all__ = ["STATE_FILE", "Cancelled", "Diverged", "Learner", "LearnerConfig", "Progress", "Replay", "learning_rate"]
 
-CRITIC, EVALUATE, ACTOR = 0, 2, 3  # phases, first part of a step's random key after the seed; 1: `critic_batches.TABLE`
+CRITIC, EVALUATE, ACTOR, CHOICE = (
+    0,
+    2,
+    3,
+    4,
+)  # phases, first part of a step's random key after the seed; 1: `critic_batches.TABLE`
 STATE_FILE = "learner.safetensors"
 AVERAGE = "actor_average/"  # keys of the averaged weights in the state
 
@@ -85,7 +90,8 @@ class Learner:
         self.critic_step = self.actor_step = 0
         self.weight_N: Tensor | None = None  # actor weight of every sample, once the critic has judged them
         on_table = lambda done: self._progress("table", done, replay.ticks, float("nan"))  # noqa: E731
-        self.batches = CriticBatches(method, replay, config, self.device, self.folder, on_table)
+        judged = len(self._to_judge(refresh=0))
+        self.batches = CriticBatches(method, replay, config, self.device, self.folder, judged, on_table)
         self._critic_optimizer = self._optimizer(self.method, config.critic_lr) if method.learns else None
         self._identity = {
             "config": asdict(config),
@@ -196,28 +202,49 @@ class Learner:
             self._after_step("actor", self.actor_step, config.actor_steps, loss, info)
 
     def _judge(self, refresh: int) -> Tensor:
-        """Advantage and then weight of every sample of the replay, `[N]` on the CPU."""
-        advantages, total = [], len(self.replay.start)
-        for number, start in enumerate(range(0, total, 1024)):
-            index = torch.arange(start, min(start + 1024, total))
-            if self.method.learns:
-                generator = random_numbers(self.config.seed, EVALUATE, refresh, number)
-                batch = self.batches.to_judge(self.actor if refresh else self.behaviour, index, generator, refresh > 0)
-                advantages.append(self.method.evaluate(batch)["advantage"].cpu())
-                self._progress("evaluate", start + len(index), total, float("nan"))
-        advantage_N = torch.cat(advantages) if advantages else torch.zeros(total)
-        weight_N = self.method.weights(advantage_N, self.replay.facts)
+        """Advantage and then weight of the samples that are to teach the actor, 0 for the others, `[N]` on the CPU."""
+        chosen = self._to_judge(refresh)
+        advantages: list[Tensor] = []
+        for number, index in enumerate(chosen.split(1024) if self.method.learns else ()):
+            generator = random_numbers(self.config.seed, EVALUATE, refresh, number)
+            batch = self.batches.to_judge(self.actor if refresh else self.behaviour, index, generator, refresh > 0)
+            advantages.append(self.method.evaluate(batch)["advantage"].cpu())
+            self._progress("evaluate", int(sum(map(len, advantages))), len(chosen), float("nan"))
+        advantage_n = torch.cat(advantages) if advantages else torch.zeros(len(chosen))
+        weight_n = self.method.weights(advantage_n, self.replay.facts.at(chosen))
         self._log(
             "weights",
             refresh,
             {
-                "advantage_mean": advantage_N.mean(),
-                "advantage_std": advantage_N.std(correction=0),
-                "weight_effective": effective_share(weight_N.abs()),
-                "used_share": (weight_N != 0).float().mean(),
+                "advantage_mean": advantage_n.mean(),
+                "advantage_std": advantage_n.std(correction=0),
+                "weight_effective": effective_share(weight_n.abs()),
+                "used_share": (weight_n != 0).float().mean(),
             },
         )
+        weight_N = torch.zeros(len(self.replay.start), dtype=weight_n.dtype)
+        weight_N[chosen] = weight_n
         return weight_N
+
+    def _to_judge(self, refresh: int) -> Tensor:
+        """Samples to judge, int64 `[n]`: all; or, of a replay that is longer than the actor's steps can show it, as many as these, drawn by `source_shares`.
+
+        Our choice: so the cost of an improvement is bounded by its steps, not by all that was ever recorded.
+        """
+        config, facts, total = self.config, self.replay.facts, len(self.replay.start)
+        steps = min(config.refresh or config.actor_steps, config.actor_steps - refresh)
+        shown = steps * (config.actor_batch_size or config.batch_size) * self.accelerator.num_processes
+        if not 0 < shown < total or not self.method.learns:
+            return torch.arange(total)
+        usable = self.method.weights(torch.zeros(total), facts) != 0
+        share = {Source[name.upper()]: value for name, value in config.source_shares.items()}
+        likely = torch.zeros(total, dtype=torch.float64)
+        for source in facts.source[usable].unique().tolist():
+            those = usable & (facts.source == source)
+            likely[those] = share.get(Source(source), 0.0) / those.sum() if share else 1.0
+        noise = torch.rand(total, generator=random_numbers(config.seed, CHOICE, refresh), dtype=torch.float64)
+        order = likely.log() - (-noise.log()).log()  # Gumbel: the first n are a draw without replacement
+        return order.topk(min(shown, int((likely > 0).sum()))).indices.sort().values
 
     def _trained_weights(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, weight) for name, weight in self.actor.named_parameters() if weight.requires_grad]

@@ -73,7 +73,9 @@ class LearnerConfig:
     cut_share: Share = (
         0.5  # of the critic's chunks, cut at a random step and backed up from there; ours, see docs/aloe.md
     )
-    presample: bool = True  # draw the policy's chunks once for all states instead of at every step
+    presample: bool | None = (
+        None  # draw the policy's chunks once for all states instead of at every step; null: if those are fewer
+    )
     refresh: Whole = 0  # actor steps after which advantages are judged anew against the policy as it is then; 0: never
     checkpoint_every: Count = 250  # steps
     log_every: Count = 25  # steps

@@ -57,6 +57,7 @@ def teach(replay, folder, method="aloe", **config):
         LearnerConfig(**config),
         torch.device("cpu"),
         folder,
+        judged=len(index),
     )
     batch = batches.to_teach(Echo(), index, torch.Generator().manual_seed(0))
     return batch, replay.start[index], (STEPS - index % STEPS).clamp(max=HORIZON)

@@ -129,6 +129,39 @@ def test_presampled_chunks_are_those_of_the_policy(tmp_path):
     assert everything.std().item() == pytest.approx(fresh.std().item(), rel=0.1)
 
 
+def test_of_a_long_replay_no_more_is_judged_than_the_actor_is_shown(tmp_path):
+    def judged(folder, **config):
+        learner = toy_learner(
+            tmp_path / folder, critic_steps=2, batch_size=16, options={"learn_from_failures": True}, **config
+        )
+        learner.run()
+        return learner.weight_N.nonzero().squeeze(1)
+
+    assert len(judged("all", actor_steps=25)) == 400
+    some = judged("some", actor_steps=6)
+    assert len(some) == 6 * 16
+    assert some.unique().equal(some)
+    human = ToyReplay().facts.source == Source.HUMAN  # a quarter
+    assert 14 <= int(human[some].sum()) <= 34
+    even = judged("even", actor_steps=6, source_shares={"human": 1, "policy": 1})
+    assert 36 <= int(human[even].sum()) <= 60
+    only = judged("only", actor_steps=10, source_shares={"human": 1})
+    assert only.equal(human.nonzero().squeeze(1))  # there are not more
+    assert judged("again", actor_steps=6).equal(some)
+    assert not judged("seed", actor_steps=6, seed=1).equal(some)
+
+
+def test_chunks_are_presampled_where_those_are_fewer(tmp_path):
+    def presamples(**config):
+        options = {"learn_from_failures": True}
+        return toy_learner(tmp_path, batch_size=10, policy_samples=4, options=options, **config).batches.presamples
+
+    assert not presamples(critic_steps=40, actor_steps=19)  # 40 * 10 * 2 + 4 * 190 = 1560 of 1600
+    assert presamples(critic_steps=40, actor_steps=20)
+    assert presamples(critic_steps=40, actor_steps=19, presample=True)
+    assert not presamples(critic_steps=40, actor_steps=20, presample=False)
+
+
 def test_a_disk_without_room_for_the_presampled_chunks_is_named(tmp_path, monkeypatch):
     def full(file: int, start: int, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

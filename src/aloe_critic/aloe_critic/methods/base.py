@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -48,6 +48,10 @@ class SampleFacts:
     to_end: Tensor  # bool [N], the chunk may hold every step up to the end of its fragment
     train_policy: Tensor  # bool [N], the protocol allows this chunk to train the policy
     train_critic: Tensor  # bool [N], and the critic
+
+    def at(self, index: Tensor) -> SampleFacts:
+        """Those of the samples `index [n]`."""
+        return SampleFacts(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     @property
     def human(self) -> Tensor:
@@ -114,7 +118,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def weights(self, advantage_N: Tensor, facts: SampleFacts) -> Tensor:
-        """Weight of every sample in the actor's loss `[N]`; 0 leaves it out. Seen at once, because scales and quantiles are those of the whole replay."""
+        """Weight of every sample in the actor's loss `[N]`; 0 leaves it out. Seen at once, because scales and quantiles are those of all samples."""
 
     def check_policy(self, policy: TrainablePolicy) -> None:
         """Called before anything is learned.
