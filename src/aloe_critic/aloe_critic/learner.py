@@ -39,12 +39,8 @@ from aloe_policy.training_state import (
 
 __all__ = ["STATE_FILE", "Cancelled", "Diverged", "Learner", "LearnerConfig", "Progress", "Replay", "learning_rate"]
 
-CRITIC, EVALUATE, ACTOR, CHOICE = (
-    0,
-    2,
-    3,
-    4,
-)  # phases, first part of a step's random key after the seed; 1: `critic_batches.TABLE`
+# Phases, first part of a step's random key after the seed; 1: `critic_batches.TABLE`.
+CRITIC, EVALUATE, ACTOR, CHOICE = 0, 2, 3, 4
 STATE_FILE = "learner.safetensors"
 AVERAGE = "actor_average/"  # keys of the averaged weights in the state
 
