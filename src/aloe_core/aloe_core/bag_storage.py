@@ -128,6 +128,14 @@ class RosbagsStorage:
                     raise self._error(error) from None
                 damage.append(str(self._error(error)))
                 return
+            if not _is_message(time_ns, data):
+                wrong = self._error(
+                    TypeError(f"{connection.topic}: a message whose time or content is of another type")
+                )
+                if damage is None:
+                    raise wrong
+                damage.append(str(wrong))
+                continue
             before, repeat = newest.get(connection.topic, (-1, 0))
             repeat = repeat + 1 if before == time_ns else 0
             newest[connection.topic] = (time_ns, repeat)
@@ -138,8 +146,8 @@ class RosbagsStorage:
         topic, time_ns, repeat = place
         connections = [c for c in self._reader.connections if c.topic == topic]
         try:
-            found = [data for _, _, data in self._reader.messages(connections, start=time_ns, stop=time_ns + 1)]
-            return memoryview(found[repeat])
+            found = self._reader.messages(connections, start=time_ns, stop=time_ns + 1)
+            return memoryview([data for _, at_ns, data in found if _is_message(at_ns, data)][repeat])
         except Exception as error:  # as above
             raise self._error(error) from None
 
@@ -149,3 +157,8 @@ class RosbagsStorage:
 
     def _error(self, error: Exception) -> AloeError:
         return AloeError(f"bag {self.folder}: not readable ({type(error).__name__}: {error})")
+
+
+def _is_message(time_ns: object, data: object) -> bool:
+    """Whether these are a time and the bytes of a message: SQLite keeps a value of any type in any column."""
+    return isinstance(time_ns, int) and isinstance(data, bytes | bytearray | memoryview)

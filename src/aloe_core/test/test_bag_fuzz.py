@@ -185,20 +185,39 @@ def test_metadata_that_is_something_else(sound: Path, tmp_path: Path, text: str)
         read_episode(folder, ROBOT)
 
 
-def test_garbled_sqlite(tmp_path: Path) -> None:
-    import random
-
+def write_sqlite(folder: Path) -> None:
     from rosbags.rosbag2 import StoragePlugin, Writer
 
     from aloe_core.messages import typestore
 
     episode = SyntheticEpisode(ROBOT, steps=12, cameras=("overhead",), image_size=(16, 16))
-    with Writer(tmp_path / "sound", version=9, storage_plugin=StoragePlugin.SQLITE3) as writer:
+    with Writer(folder, version=9, storage_plugin=StoragePlugin.SQLITE3) as writer:
         connections = {}
         for topic, type, message, ns in episode.messages(episode.info("e")):
             if topic not in connections:
                 connections[topic] = writer.add_connection(topic, type, typestore=typestore())
             writer.write(connections[topic], ns, typestore().serialize_cdr(message, type))
+
+
+@pytest.mark.parametrize(
+    "change", ["timestamp = x'07'", "timestamp = 'now'", "timestamp = 0.5", "data = 'text'", "data = 7"]
+)
+def test_sqlite_with_values_of_other_types(tmp_path: Path, change: str) -> None:
+    import sqlite3
+
+    write_sqlite(tmp_path / "e")
+    (file,) = (tmp_path / "e").glob("*.db3")
+    with sqlite3.connect(file) as database:
+        database.execute(f"UPDATE messages SET {change} WHERE id = 20")
+    database.close()
+    with pytest.raises(AloeError, match=r"e: not readable \(TypeError: /\S+: a message whose time or content"):
+        read_episode(tmp_path / "e", ROBOT)
+
+
+def test_garbled_sqlite(tmp_path: Path) -> None:
+    import random
+
+    write_sqlite(tmp_path / "sound")
     rng = random.Random(0)
     for k in range(40):
         folder = shutil.copytree(tmp_path / "sound", tmp_path / str(k))
