@@ -38,7 +38,8 @@ class Message:
 
 class Recent:
     """What a bag must hold from before its start, by topic: the newest message of latched topics; of observations the newest and those of the last
-    `PREROLL`, for the first tick may be for an instant before the newest image was taken.
+    `PREROLL`, for the first tick may be for an instant before the newest image was taken. Of a message that is repeated (a simulator does while its time
+    stands still) the newest copy.
     """
 
     def __init__(self) -> None:
@@ -48,6 +49,8 @@ class Recent:
         """One message; topics that are neither latched nor observations are not kept."""
         if spec.latched or spec.observation:
             kept = self._kept.setdefault(message.topic, deque())
+            if kept and kept[-1].data == message.data:
+                kept.pop()
             kept.append(message)
             while len(kept) > 1 and (spec.latched or message.log_ns - kept[0].log_ns > PREROLL):
                 kept.popleft()

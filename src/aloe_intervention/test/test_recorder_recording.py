@@ -317,7 +317,7 @@ def test_a_bag_begins_with_what_the_first_observation_may_need():
     latched = TopicSpec("/policy/version", "aloe_msgs/msg/PolicyVersion", latched=True)
     camera = TopicSpec("/cam", "sensor_msgs/msg/CameraInfo", 30.0, observation=True)
     for k in range(60):  # two seconds, ending now
-        recent.add(camera, Message("/cam", b"", k * 33_000_000, 0))
+        recent.add(camera, Message("/cam", str(k).encode(), k * 33_000_000, 0))
         recent.add(COMMANDS, Message(COMMANDS.name, b"", k * 33_000_000, 0))
     recent.add(latched, Message("/policy/version", b"old", 1, 0))
     recent.add(latched, Message("/policy/version", b"new", 2, 0))
@@ -329,6 +329,15 @@ def test_a_bag_begins_with_what_the_first_observation_may_need():
     assert [m.log_ns // 33_000_000 for m in late if m.topic == "/cam"] == [59]
     assert recent.newest("/cam") == late[-1]
     assert recent.newest("/nothing") is None
+
+
+def test_an_observation_that_is_repeated_while_time_stands_still_is_kept_once():
+    recent = Recent()
+    state = TopicSpec("/joint_states", "sensor_msgs/msg/JointState", 50.0, observation=True)
+    for stamp in (0, 20_000_000):
+        for repetition in range(3000):
+            recent.add(state, Message("/joint_states", str(stamp).encode(), stamp, repetition))
+    assert [(m.log_ns, m.publish_ns) for m in recent.at_start(20_000_000)] == [(0, 2999), (20_000_000, 2999)]
 
 
 def test_an_existing_bag_is_left_alone(tmp_path):
