@@ -14,6 +14,7 @@ import platform
 import sys
 import traceback
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -59,7 +60,13 @@ def measure(name: str) -> list[Result]:
 
 def _run(name: str) -> list[Result]:
     sys.path.insert(0, str(FOLDER))
-    return importlib.import_module(f"bench_{name}").run()
+    measured: list[Result] = importlib.import_module(f"bench_{name}").run()
+    return [replace(result, name=full_name(name, result.name)) for result in measured]
+
+
+def full_name(benchmark: str, name: str) -> str:
+    """`<benchmark>/<what>`, whether or not the benchmark says its own name."""
+    return f"{benchmark}/{name.removeprefix(f'{benchmark}/').removeprefix(f'{benchmark}: ')}"
 
 
 def machine() -> dict[str, str]:

@@ -33,6 +33,9 @@ def main() -> int:
         groups[entry["name"].partition("/")[0]].append(entry)
     on = json.loads(machine.read_text())
     parts = [HEAD, f"On {on['CPU']}, {on['memory']}, Python {on['Python']}, {on['ROS']}.\n"]
+    if unknown := [name for name in groups if not (ROOT / "benchmarks" / f"bench_{name}.py").exists()]:
+        print(f"{latest} has results of no benchmark that there is: {', '.join(unknown)}; remove them", file=sys.stderr)
+        return 1
     for name, entries in sorted(groups.items()):
         parts.append(section(name, entries))
     PAGE.write_text("\n".join(parts), encoding="utf-8")
@@ -42,7 +45,7 @@ def main() -> int:
 def section(name: str, entries: list[dict[str, Any]]) -> str:
     """One benchmark: what it says of itself, and a table."""
     source = ROOT / "benchmarks" / f"bench_{name}.py"
-    said = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "" if source.exists() else ""
+    said = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
     lines = [f"## {name}", "", said, "", "| | value | unit | baseline | ratio |", "|---|---|---|---|---|"]
     for entry in entries:
         numbers = [number(entry[key]) for key in ("value", "baseline", "ratio")]

@@ -12,11 +12,11 @@ from aloe_core.bag_format import replace_file
 from aloe_core.chunk import NANOSECONDS
 from aloe_core.errors import AloeError
 from aloe_core.robot import RobotDescription
-from aloe_critic import replay_figures
+from aloe_critic import episode_figures
+from aloe_critic.episode_figures import Judged, Timeline
 from aloe_critic.film import DRAWN_AGAIN, FRAMES, drawn_at, middles, small
 from aloe_critic.page import Page
 from aloe_critic.recording import Recording
-from aloe_critic.replay_figures import Judged, Timeline
 from aloe_critic.replay_summary import ReplayedEpisode, newest_rows, read_replayed
 
 
@@ -42,13 +42,13 @@ def write_page(bag: Path, output: Path, numbers: Mapping[str, Any], robot: Robot
         "Timeline",
         "The policy proposed in shadow mode: nothing of it moved. Values are scaled returns: 0 is success now, -1 one that never comes.",
     )
-    page.figure(f"{name}_timeline", replay_figures.timeline(shown))
+    page.figure(f"{name}_timeline", episode_figures.timeline(shown))
     if not shown.judged:
         page.text("No chunk was judged: name a critic to see values and advantages.")
     page.section(
         "Joints", "A low error says that the policy would have done the same, not that it would have succeeded."
     )
-    page.figure(f"{name}_joints", replay_figures.joints(shown))
+    page.figure(f"{name}_joints", episode_figures.joints(shown))
     file = output / f"{name}.html"
     replace_file(file, page.html(f"Replay of {numbers['episode_id']}: {numbers['policy_version']}"))
     return file
@@ -65,7 +65,7 @@ def timeline(episode: ReplayedEpisode) -> Timeline:
     return Timeline(
         time_s=time_s,
         drivers=recording.sources,
-        interventions=replay_figures.interventions(time_s, recording.intervention_id),
+        interventions=episode_figures.interventions(time_s, recording.intervention_id),
         commanded=recording.executed,
         recorded=recording.proposal,
         proposed=newest_rows(episode.proposals, recording.stamps_ns),

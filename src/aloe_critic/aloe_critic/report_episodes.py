@@ -12,12 +12,12 @@ from aloe_core.fragments import tick_sources
 from aloe_core.robot import RobotDescription
 from aloe_core.vocabulary import Source
 from aloe_critic import judgement
+from aloe_critic.episode_figures import Judged, Timeline, interventions, timeline
 from aloe_critic.film import film_strip
 from aloe_critic.methods import Method
 from aloe_critic.overlay import write_overlay
 from aloe_critic.page import Page
 from aloe_critic.replay import StoreReplay
-from aloe_critic.replay_figures import Judged, Timeline, interventions, timeline
 from aloe_policy.protocol import TrainablePolicy
 from aloe_policy.replay import ReplayStore
 

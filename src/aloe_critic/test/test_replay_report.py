@@ -9,7 +9,7 @@ import replay_rig as rig
 from aloe_core.errors import AloeError
 from aloe_core.policy import load_policy
 from aloe_core.synthetic import SyntheticEpisode
-from aloe_critic import replay_figures
+from aloe_critic import episode_figures
 from aloe_critic.recording import Recording
 from aloe_critic.replay_report import FRAMES, timeline, write_page
 from aloe_critic.replay_shadow import replay
@@ -73,7 +73,7 @@ def test_a_bag_of_ros_itself_has_neither_values_nor_drivers(tmp_path):
     shown = timeline(episode)
     episode.recording.close()
     assert (shown.commanded_name, shown.judged, shown.interventions) == ("measured one tick later", {}, [])
-    assert len(replay_figures.timeline(shown).axes) == 1 + 1 + 2  # one camera, who drives, two arms
+    assert len(episode_figures.timeline(shown).axes) == 1 + 1 + 2  # one camera, who drives, two arms
     episode = read_replayed(tmp_path / "ros", ROBOT)
     with pytest.raises(AloeError, match="no proposals"):
         timeline(episode)

@@ -6,8 +6,8 @@ import replay_rig as rig
 
 from aloe_core.synthetic import SyntheticEpisode
 from aloe_critic import improvement
+from aloe_critic.episode_figures import Judged, timeline
 from aloe_critic.film import film_strip
-from aloe_critic.replay_figures import Judged, timeline
 from aloe_critic.report_episodes import episode_timeline
 
 ROBOT = rig.ROBOT
