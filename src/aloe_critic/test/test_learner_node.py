@@ -22,6 +22,7 @@ from lifecycle_msgs.msg import Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState  # noqa: E402
 from rclpy.action import ActionClient  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
+from rclpy.task import Future  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
 
 from aloe_core.messages import joint_state_msg, ros_make, time_msg  # noqa: E402
@@ -66,6 +67,7 @@ def graph(ros_domain, tmp_path, start_node):
     node = rclpy.create_node("listener")
     node.learner, node.folder = learner, tmp_path
     node.improve = ActionClient(node, ImprovePolicy, topics.IMPROVE)
+    meet(node)
     yield node
     node.destroy_node()
     rclpy.shutdown()
@@ -78,18 +80,32 @@ def spin_until(node, condition, timeout=200.0):
         rclpy.spin_once(node, timeout_sec=0.05)
 
 
-def improve(node, goal, on_feedback=lambda feedback: None):
-    """The goal's handle and, if it was accepted, the future of its result."""
-    sent, began = [], time.monotonic()
+def meet(node):
+    """Gives the learner goals that it refuses until it has answered: what is said before two nodes have discovered each other is lost, also an answer."""
+    spin_until(node, node.improve.server_is_ready)
+    handle = insist(node, lambda: node.improve.send_goal_async(ImprovePolicy.Goal(method="ppo")))
+    result = insist(node, handle.get_result_async).result
+    assert result.error_code == ImprovePolicy.Goal.BAD_REQUEST
+
+
+def insist(node, ask):
+    """What is answered to the first, or to a later, of several times asked."""
+    asked, began = [], time.monotonic()
 
     def answered():
-        """Asks again every few seconds: what is said before two nodes have discovered each other is lost."""
-        if node.improve.server_is_ready() and time.monotonic() > began + 5 * len(sent):
-            sent.append(node.improve.send_goal_async(goal, feedback_callback=lambda m: on_feedback(m.feedback)))
-        return any(s.done() for s in sent)
+        if time.monotonic() > began + 5 * len(asked):
+            asked.append(ask())
+        return any(a.done() for a in asked)
 
     spin_until(node, answered)
-    handle = next(s.result() for s in sent if s.done())
+    return next(a.result() for a in asked if a.done())
+
+
+def improve(node, goal, on_feedback=lambda feedback: None):
+    """The goal's handle and, if it was accepted, the future of its result."""
+    sent = node.improve.send_goal_async(goal, feedback_callback=lambda m: on_feedback(m.feedback))
+    spin_until(node, sent.done)
+    handle = sent.result()
     return handle, handle.get_result_async() if handle.accepted else None
 
 
@@ -183,9 +199,13 @@ def test_whoever_waits_for_a_learner_that_is_killed_is_told(graph, start_process
 @pytest.mark.timeout(400)
 def test_whoever_is_sent_nothing_joins_the_graph_anew(graph, monkeypatch):
     """As happened once in many starts: the request was heard, and nothing came back to the process ever after."""
-    joined, heard = [], []
+    made, joined = [], []
 
     class Participant(learn_client._Participant):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(self)
+
         def send(self, goal, ready_timeout_s):
             if not joined:
                 self._spin(lambda: self._send.service_is_ready() and self._result.service_is_ready(), ready_timeout_s)
@@ -196,10 +216,29 @@ def test_whoever_is_sent_nothing_joins_the_graph_anew(graph, monkeypatch):
     monkeypatch.setattr(learn_client, "_Participant", Participant)
     monkeypatch.setattr(learn_client, "SILENCE", 3.0)
     with pytest.raises(AloeError, match="policy_node did not take run-1-"):  # there is none here
-        learn_client.learn("", 0, 0, heard.append, reload_timeout_s=1.0)
+        learn_client.learn("", 0, 0, lambda feedback: None, reload_timeout_s=1.0)
     assert joined
-    assert heard
+    assert len(made) > 1
     assert sorted(p.name for p in (graph.folder / "run").glob("00*")) == ["001"], "it is done once"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_result_whose_answer_was_lost_is_asked_for_again(graph, monkeypatch):
+    asked = []
+
+    class Participant(learn_client._Participant):
+        def result(self):
+            call = self._result.call_async
+            lose = lambda request: asked.append(request) or (call(request) if len(asked) > 1 else Future())  # noqa: E731
+            monkeypatch.setattr(self._result, "call_async", lose)
+            return super().result()
+
+    monkeypatch.setattr(learn_client, "_Participant", Participant)
+    monkeypatch.setattr(learn_client, "ANSWER_TIMEOUT", 1.0)
+    with pytest.raises(AloeError, match="policy_node did not take run-1-"):  # there is none here
+        learn_client.learn("", 0, 0, lambda feedback: None, reload_timeout_s=1.0)
+    assert len(asked) > 1
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from aloe_robot.nodes.transport import without_shared_memory
 
 SILENCE = 10.0  # [s] without any message, when several nodes publish diagnostics every second: nobody sends to this participant any more
 ANSWER_TIMEOUT = 5.0  # [s] for what a learner says at once: that it takes a goal, and which goals it has
+ENDS = (GoalStatus.STATUS_SUCCEEDED, GoalStatus.STATUS_ABORTED, GoalStatus.STATUS_CANCELED)
 ENDED = "the learner ended in the middle of it (see its log); ask again: it goes on where it was"
 
 
@@ -96,7 +97,7 @@ class _Participant:
     def __init__(self, namespace: str, goal_id: UUID, on_feedback: Callable[[ImprovePolicy.Feedback], None]) -> None:
         self._goal_id, self._on_feedback = goal_id, on_feedback
         self.taken = False  # whether the learner is known to have had the goal
-        self._goals: set[bytes] | None = None  # those that the learner knows
+        self._goals: dict[bytes, int] | None = None  # those that the learner knows, and their status
         self._policy = PolicyStatus()
         self._heard_s = time.monotonic()
         self._context = Context()
@@ -143,11 +144,22 @@ class _Participant:
 
     def result(self) -> ImprovePolicy.Result:
         """Waits for what comes of the goal."""
-        answer = self._result.call_async(ImprovePolicy.Impl.GetResultService.Request(goal_id=self._goal_id))
-        self._follow(answer.done)
-        if answer.result().status != GoalStatus.STATUS_SUCCEEDED:
-            raise AloeError(f"the learner failed: {answer.result().result.error_msg}")
-        return answer.result().result
+        request = ImprovePolicy.Impl.GetResultService.Request(goal_id=self._goal_id)
+        asked, asked_s = [self._result.call_async(request)], time.monotonic()
+
+        def answered() -> bool:
+            """Asks again for the result of a goal that has ended: as above, the answer to the first request may be lost."""
+            nonlocal asked_s
+            if self._has_ended() and time.monotonic() - asked_s > ANSWER_TIMEOUT:
+                asked.append(self._result.call_async(request))
+                asked_s = time.monotonic()
+            return any(answer.done() for answer in asked)
+
+        self._follow(answered)
+        response = next(answer.result() for answer in asked if answer.done())
+        if response.status != GoalStatus.STATUS_SUCCEEDED:
+            raise AloeError(f"the learner failed: {response.result.error_msg}")
+        return response.result
 
     def wait_for_reload(self, version: str, timeout_s: float) -> None:
         """Waits for the robot to run a version."""
@@ -189,12 +201,15 @@ class _Participant:
     def _is_known(self) -> bool:
         return bytes(self._goal_id.uuid) in (self._goals or ())
 
+    def _has_ended(self) -> bool:
+        return (self._goals or {}).get(bytes(self._goal_id.uuid)) in ENDS
+
     def _hear(self) -> None:
         self._heard_s = time.monotonic()
 
     def _on_goals(self, message: GoalStatusArray) -> None:
         self._hear()
-        self._goals = {bytes(status.goal_info.goal_id.uuid) for status in message.status_list}
+        self._goals = {bytes(status.goal_info.goal_id.uuid): status.status for status in message.status_list}
         self.taken = self.taken or self._is_known()
 
     def _on_progress(self, message: ImprovePolicy.Impl.FeedbackMessage) -> None:
