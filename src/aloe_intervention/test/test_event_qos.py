@@ -11,13 +11,15 @@ import pytest
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
 
 from intervention_peer import LATCHED, Peer, node_here
+from rclpy.task import Future
 
 from aloe_core import topics
+from aloe_intervention.nodes import episode_client
 from aloe_intervention.nodes.console_node import ConsoleNode
 from aloe_intervention.nodes.episode_client import EpisodeClient
 from aloe_intervention.nodes.episode_node import EpisodeNode
 from aloe_intervention.nodes.teleop_node import TeleopNode
-from aloe_msgs.msg import EpisodeEvent
+from aloe_msgs.msg import ControlState, EpisodeEvent
 from aloe_robot.nodes.sim_node import SimNode
 
 EVENTS = [
@@ -101,6 +103,29 @@ def test_the_end_that_counts_is_the_first_word_of_it(ros_domain):
         assert client._ended["e1"].outcome == 1
         client._on_event(EpisodeEvent(event=EpisodeEvent.STARTED, episode_id="e1"))
         assert client._ended == {}
+
+
+def test_a_start_whose_answer_was_lost_is_known_by_its_event(ros_domain, monkeypatch):
+    monkeypatch.setattr(episode_client, "ANSWER_TIMEOUT", 0.5)
+    with node_here(EpisodeClient) as client:
+
+        def start(request):
+            event = EpisodeEvent(event=EpisodeEvent.STARTED, task="transfer_cube", seed=7, episode_id="other")
+            client._on_event(event)  # of somebody else's, who has another seed
+            event.seed, event.episode_id = request.seed, "ours"
+            client._on_event(event)
+            for step in range(3):
+                client._on_control(ControlState(episode_id="ours", step=step))
+            return Future()  # is never answered
+
+        def end():
+            if client._running == "ours":
+                client._on_event(EpisodeEvent(event=EpisodeEvent.STOPPED, episode_id="ours", outcome=1))
+
+        client.create_timer(0.1, end)
+        monkeypatch.setattr(client._start, "call_async", start)
+        result = client.run("transfer_cube", seed=3, time_limit=0.0, timeout_s=20.0, recorded=False)
+        assert (result.episode_id, result.outcome, result.steps) == ("ours", 1, 3)
 
 
 @pytest.mark.parametrize("kind", [EpisodeEvent.STOPPED, EpisodeEvent.LABELLED, EpisodeEvent.DISCARDED])

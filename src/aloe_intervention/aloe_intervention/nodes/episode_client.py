@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import rclpy
 from rclpy.node import Node
@@ -21,6 +22,7 @@ from aloe_msgs.srv import StartEpisode, StopEpisode
 from aloe_robot.nodes.qos import EVENTS, LATCHED
 from aloe_robot.nodes.transport import without_shared_memory
 
+ANSWER_TIMEOUT = 5.0  # [s] wall time after an episode was announced: the answer to its start is lost
 STOP_TIMEOUT = 5.0  # [s] wall time that an interrupted run waits for the answer to episode/stop
 BY_HAND = "stop it with `aloe operate` (key x) or the service episode/stop"
 
@@ -48,6 +50,9 @@ class EpisodeClient(Node):
     def __init__(self, namespace: str = "/") -> None:
         super().__init__("episode_client", namespace=namespace)
         self._ended: dict[str, EpisodeEvent] = {}  # episode -> the first event that says it is over
+        self._announced: tuple[str, float] | None = (
+            None  # episode that was STARTED since a start was asked for, and when
+        )
         self._recorder: RecorderStatus | None = None
         self._steps = self._interventions = self._human_ticks = 0
         self._first_ns = self._last_ns = 0
@@ -99,8 +104,14 @@ class EpisodeClient(Node):
         attempt = 1
         while True:
             future = self._ask_start(request)
-            self._spin(future.done, timeout_s, "episode_node to start the episode")
+            lost = partial(self._answer_is_lost, request)
+            self._spin(lambda f=future, lost=lost: f.done() or lost(), timeout_s, "episode_node to start the episode")
+            if not future.done():
+                assert self._announced is not None
+                episode = self._announced.episode_id
+                break
             response = future.result()
+            episode = response.episode_id
             if response.success:
                 break
             if response.error_code != StartEpisode.Request.NOT_READY or time.monotonic() - began > retry_s:
@@ -108,7 +119,7 @@ class EpisodeClient(Node):
                 raise AloeError(f"the episode was not started: {response.error_msg}{f'; {BY_HAND}' if running else ''}")
             attempt += 1  # a name that was announced is used up
             request.episode_id = f"{episode_id}-try{attempt}" if episode_id else ""
-        episode = self._running = response.episode_id
+        self._running = episode
 
         def closed() -> bool:
             status = self._recorder
@@ -135,12 +146,20 @@ class EpisodeClient(Node):
 
     def _ask_start(self, request: StartEpisode.Request) -> Future:
         """Sends a start; an interrupt in the middle of that waits, for nobody would know then whose episode is running."""
-        self._sending = True
+        self._sending, self._announced = True, None
         future = self._starting = self._start.call_async(request)
         self._sending = False
         if self._interrupted:
             raise KeyboardInterrupt
         return future
+
+    def _answer_is_lost(self, request: StartEpisode.Request) -> bool:
+        """Whether the episode was announced some time ago; DDS loses an answer that is sent before both nodes have discovered each other."""
+        event = self._announced
+        if event is None or event.seed != request.seed:
+            return False
+        ours = request.episode_id in ("", event.episode_id) and request.task in ("", event.task)
+        return ours and time.monotonic() - self._announced_s > ANSWER_TIMEOUT
 
     def interrupt(self, signum: int, frame: object) -> None:
         """Handler of SIGINT and SIGTERM."""
@@ -180,6 +199,7 @@ class EpisodeClient(Node):
 
     def _on_event(self, message: EpisodeEvent) -> None:
         if message.event == EpisodeEvent.STARTED:
+            self._announced, self._announced_s = message, time.monotonic()
             self._ended.pop(message.episode_id, None)  # a start that was refused is tried again under the same name
         else:
             self._ended.setdefault(message.episode_id, message)  # a label or a discard comes after the end
@@ -188,7 +208,8 @@ class EpisodeClient(Node):
         self._recorder = message
 
     def _on_control(self, message: ControlState) -> None:
-        if message.episode_id and message.episode_id == self._running:
+        announced = "" if self._announced is None else self._announced.episode_id
+        if message.episode_id and message.episode_id in (self._running, announced):
             stamp = stamp_to_ns(message.header.stamp)
             self._first_ns = self._first_ns or stamp
             self._last_ns = stamp
