@@ -1,7 +1,8 @@
 """Does improvement pay? All methods from the same demonstrations, the same number of roll-outs and the same simulated human, over several seeds.
 
     python benchmarks/evidence.py --seeds 8 --jobs 2            # the main table
-    python benchmarks/evidence.py --variants aloe_n1 aloe_n5 aloe_n15 aloe    # the back-up length
+    python benchmarks/evidence.py --seeds 3 --variants aloe_n1 aloe_n5 aloe_n15     # the back-up length
+    python benchmarks/evidence.py --seeds 3 --setting slow --variants filtered_bc hg_dagger aloe    # another human
 
 Every piece of work leaves a file, so that a run that is interrupted continues; `evidence_report.py` makes docs/evidence.md of whatever is there.
 A chain is one seed of one variant: behaviour cloning on a few demonstrations, then three times some episodes with the human and an improvement, then
@@ -93,6 +94,16 @@ class Budget:
     actor_steps: int = 1000
     actor_batch_size: int = 128  # also of cloning
     operator: str = "practised"
+
+
+# What is varied of the budget, in a folder of its own within that of the main table.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "slow": {"operator": "slow"},
+    "unsteady": {"operator": "unsteady"},
+    "clumsy": {"operator": "clumsy"},
+    "insertion": {"task": "insertion", "demonstrations": 20, "time_limit": 24.0},
+}
+OF_THE_HUMAN = {"operator", "time_limit"}  # fields of `Budget` that demonstrations and cloned policy do not depend on
 
 
 def once(file: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -200,17 +211,41 @@ def evaluate(file: Path, policy: Path, budget: Budget) -> None:
     once(file, lambda: roll_out(policy, range(50_000, 50_000 + budget.evaluation_episodes), None, budget))
 
 
-def prepare(root: Path, seed: int, budget: Budget) -> None:
-    """What all variants of a seed share: demonstrations, the cloned policy, its evaluation and its first episodes with the human."""
-    import torch
-
-    torch.set_num_threads(1)
+def prepare_cloned(root: Path, seed: int, budget: Budget) -> Path:
+    """Folder of a seed with its demonstrations, the cloned policy and its evaluation."""
     base = root / f"seed_{seed:02d}"
     first = 10_000 + 100 * seed
     seeds = range(first, first + budget.demonstrations)
     once(base / "demos.json", lambda: roll_out("scripted", seeds, base / "demos", budget))
     once(base / "bc.json", lambda: clone(base, seed, budget))
     evaluate(base / "bc_evaluation.json", base / "bc", budget)
+    return base
+
+
+def adopt(base: Path, other: Path) -> None:
+    """What `prepare_cloned` made in `other`, for a run that differs in its human only: linked, not made again."""
+    for name in ("demos", "bc"):
+        if not (base / name).exists():
+            shutil.rmtree(base / f"{name}.new", ignore_errors=True)
+            shutil.copytree(other / name, base / f"{name}.new", copy_function=os.link)
+            os.replace(base / f"{name}.new", base / name)
+    for name in ("demos.json", "bc.json", "bc_evaluation.json"):
+        shutil.copyfile(other / name, base / name)
+
+
+def prepare(root: Path, seed: int, budget: Budget, main_root: Path | None = None) -> None:
+    """What all variants of a seed share: demonstrations, the cloned policy, its evaluation and its first episodes with the human.
+
+    `main_root`: folder of the main table, if the cloned policy is the same there.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    base = root / f"seed_{seed:02d}"
+    if main_root is None:
+        prepare_cloned(root, seed, budget)
+    elif not (base / "bc_evaluation.json").exists():
+        adopt(base, prepare_cloned(main_root, seed, Budget()))
     first = 20_000 + 1000 * seed + 100
     seeds = range(first, first + budget.episodes)
     once(
@@ -223,7 +258,7 @@ def main(
     seeds: int = 8,
     variants: tuple[str, ...] = MAIN,
     jobs: int = 2,
-    budget: Budget = Budget(),
+    setting: str = "",
     first: int = 0,
 ) -> None:
     """Does whatever of the work is not done yet.
@@ -233,18 +268,24 @@ def main(
         seeds: number of seeds.
         variants: rows of the table, see `VARIANTS`.
         jobs: processes.
-        budget: what every method is given.
+        setting: what is varied of the budget, see `SETTINGS`; its results are in the folder of that name within `out`.
         first: number of the first seed.
     """
     unknown = sorted(set(variants) - set(VARIANTS))
     if unknown:
         raise SystemExit(f"evidence: no variant '{unknown[0]}'; there are: {', '.join(VARIANTS)}")
+    if setting and setting not in SETTINGS:
+        raise SystemExit(f"evidence: no setting '{setting}'; there are: {', '.join(SETTINGS)}")
+    changes = SETTINGS.get(setting, {})
+    budget = replace(Budget(), **changes)
+    main_root = out if changes and changes.keys() <= OF_THE_HUMAN else None
+    out = out / setting
     out.mkdir(parents=True, exist_ok=True)
     if once(out / "budget.json", lambda: {"budget": asdict(budget)})["budget"] != asdict(budget):
         raise SystemExit(f"evidence: {out} holds runs of another budget, see budget.json there; choose another folder")
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
-        prepared = [pool.submit(prepare, out, first + number, budget) for number in range(min(seeds, jobs))]
+        prepared = [pool.submit(prepare, out, first + number, budget, main_root) for number in range(min(seeds, jobs))]
         chains: list[Future[None]] = []
         for number in range(seeds):  # seed after seed, so that an interruption leaves whole pairs
             seed = first + number
@@ -254,7 +295,7 @@ def main(
                 chains.append(pool.submit(chain, out, seed, name, budget))
                 chains[-1].add_done_callback(partial(tell, out, seed, name))
             if len(prepared) < seeds:
-                prepared.append(pool.submit(prepare, out, first + len(prepared), budget))
+                prepared.append(pool.submit(prepare, out, first + len(prepared), budget, main_root))
     failed = sum(future.exception() is not None for future in chains)
     if failed:
         raise SystemExit(f"evidence: {failed} of {len(chains)} chains failed, see above")

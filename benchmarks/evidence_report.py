@@ -5,10 +5,10 @@ python benchmarks/evidence_report.py --out runs/evidence
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -16,8 +16,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
-from evidence import MAIN, VARIANTS
-from evidence_results import ChainResult, load, merge, read_runs, save
+from evidence import MAIN, SETTINGS, VARIANTS
+from evidence_results import ChainResult, Run, add, load, save
 from scipy.stats import t as student_t
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -32,6 +32,9 @@ NAMES = {
     "aloe_clip3": "ALOE, exponents up to 3 instead of 1",
     "aloe_clip3+best": "the same, acting with the best of 8 chunks",
     "aloe_flat": "ALOE, exponents 0: every chunk that did not fail alike",
+    "aloe_mean2": "ALOE, mean of two heads",
+    "aloe_min1": "ALOE, one head",
+    "aloe_min4": "ALOE, minimum of four heads",
     "aloe_failures": "ALOE, failed fragments teach the policy too (paper)",
     "aloe_n1": "ALOE, back-ups of 1 step",
     "aloe_n5": "ALOE, back-ups of 5 steps",
@@ -41,6 +44,12 @@ NAMES = {
     "awr_masked": "AWR, exponents up to 1, failed fragments teach the value only",
     "state_td": "without action-level evaluation",
     "monte_carlo_q": "without off-policy bootstrapping",
+}
+SETTING_NAMES = {
+    "slow": "a slow human",
+    "unsteady": "an unsteady human",
+    "clumsy": "a clumsy human, who drops and misses",
+    "insertion": "a longer task: `insertion`",
 }
 FINDINGS = Path(__file__).with_name("evidence_findings.md")  # written by a person who has read the tables
 
@@ -136,6 +145,42 @@ def plot(rows: list[Row], file: Path) -> None:
     plt.close(figure)
 
 
+def rows_of(run: Run) -> dict[str, Row]:
+    """What is finished of every variant, in the order of `VARIANTS`."""
+    best = [f"{name}+best" for name, variant in VARIANTS.items() if variant.best_of]
+    found = {name: make_row(name, run.results, run.budget["iterations"]) for name in ("bc", *VARIANTS, *best)}
+    return {name: row for name, row in found.items() if row is not None}
+
+
+def describe(budget: dict[str, Any]) -> str:
+    """What every method was given."""
+    return (
+        f"Simulated task `{budget['task']}`, state observations, simulated human `{budget['operator']}`. Every method starts from the same "
+        f"{budget['demonstrations']} demonstrations and cloned policy, collects {budget['episodes']} episodes with the human in each of "
+        f"{budget['iterations']} iterations, and is then evaluated alone on the same {budget['evaluation_episodes']} episodes. An iteration takes "
+        f"{budget['critic_steps']} critic and {budget['actor_steps']} actor steps; critics judge the {budget['critic_horizon']} steps of a chunk that are "
+        "executed."
+    )
+
+
+def settings(runs: dict[str, Run]) -> list[str]:
+    """A table for each setting, with what it varies."""
+    parts = []
+    for name, changes in SETTINGS.items():
+        if name in runs and runs[name].results:
+            rows = rows_of(runs[name])
+            varied = ", ".join(f"{key} {value}" for key, value in changes.items())
+            parts += [
+                f"### {SETTING_NAMES[name].capitalize()} ({varied})",
+                table(list(rows.values()), _references(rows)),
+            ]
+    return ["## Other humans, another task", *parts] if parts else []
+
+
+def _references(rows: dict[str, Row]) -> dict[str, Row | None]:
+    return {"filtered BC": rows.get("filtered_bc"), "HG-DAgger": rows.get("hg_dagger")}
+
+
 def main(out: Path = Path("runs/evidence"), docs: Path = DOCS) -> None:
     """Writes docs/evidence.md, docs/evidence.json and docs/images/evidence.png.
 
@@ -143,35 +188,32 @@ def main(out: Path = Path("runs/evidence"), docs: Path = DOCS) -> None:
         out: folder that `evidence.py` filled.
         docs: folder to write to.
     """
-    budget = json.loads((out / "budget.json").read_text())["budget"]
-    results = merge(load(docs / "evidence.json", budget), read_runs(out, budget["iterations"]))
-    if not results:
+    runs = load(docs / "evidence.json")
+    for name in ("main", *SETTINGS):
+        folder = out if name == "main" else out / name
+        if (folder / "budget.json").exists():
+            runs[name] = add(runs.get(name), folder)
+    if "main" not in runs or not runs["main"].results:
         raise SystemExit(f"evidence: nothing is finished in {out}; run benchmarks/evidence.py first")
-    save(docs / "evidence.json", budget, results)
-    best = [f"{name}+best" for name, variant in VARIANTS.items() if variant.best_of]
-    found = {name: make_row(name, results, budget["iterations"]) for name in ("bc", *VARIANTS, *best)}
-    rows = {name: row for name, row in found.items() if row is not None}
+    save(docs / "evidence.json", runs)
+    rows = rows_of(runs["main"])
     leading = ("bc", *MAIN, "aloe+best")
     main_rows = [rows[name] for name in leading if name in rows]
     others = [row for name, row in rows.items() if name not in leading]
-    references = {"filtered BC": rows.get("filtered_bc"), "HG-DAgger": rows.get("hg_dagger")}
     (docs / "images").mkdir(parents=True, exist_ok=True)
     plot(main_rows + others, docs / "images" / "evidence.png")
     parts = [
         "# Evidence",
-        f"Made by `make evidence`, on a machine with {os.cpu_count()} cores and no GPU. Simulated task `{budget['task']}`, state observations, simulated human "
-        f"`{budget['operator']}`. Every method starts from the same {budget['demonstrations']} demonstrations and cloned policy, collects "
-        f"{budget['episodes']} episodes with the human in each of {budget['iterations']} iterations, and is then evaluated alone on the same "
-        f"{budget['evaluation_episodes']} episodes. An iteration takes {budget['critic_steps']} critic and {budget['actor_steps']} actor steps; critics "
-        f"judge the {budget['critic_horizon']} steps of a chunk that are executed.",
+        f"Made by `make evidence`, on a machine with {os.cpu_count()} cores and no GPU. {describe(runs['main'].budget)}",
         "A row's interval is that of its mean over seeds (95 %, Student's t); with one or two seeds the values are given instead, and say little: 100 episodes "
         "alone leave about 9 points open. Columns of differences compare seed by seed. *Data left*: effective sample "
         "size of the last iteration's weights, as a share of all its samples.",
         "![Success by method](images/evidence.png)",
-        table(main_rows, references),
+        table(main_rows, _references(rows)),
     ]
     if others:
-        parts += ["## Ablations and relatives", table(others, references)]
+        parts += ["## Ablations and relatives", table(others, {"ALOE": rows.get("aloe"), **_references(rows)})]
+    parts += settings(runs)
     parts += ["## Seed by seed", by_seed(main_rows + others)]
     if FINDINGS.exists():
         parts.append(FINDINGS.read_text().strip())

@@ -65,17 +65,39 @@ def merge(known: list[ChainResult], new: list[ChainResult]) -> list[ChainResult]
     return [found[key] for key in sorted(found)]
 
 
-def load(file: Path, budget: dict[str, Any]) -> list[ChainResult]:
-    """The records kept so far; none if there are none, or if they were made with another budget."""
+@dataclass(frozen=True)
+class Run:
+    """A budget and what its chains ended in."""
+
+    budget: dict[str, Any]
+    results: list[ChainResult]
+
+
+def load(file: Path) -> dict[str, Run]:
+    """The records kept so far, by setting; "main" is that of the main table."""
     if not file.exists():
-        return []
-    kept = json.loads(file.read_text())
-    if kept["budget"] != budget:
-        return []
-    return [ChainResult(**{**record, "takeover": tuple(record["takeover"])}) for record in kept["results"]]
+        return {}
+    return {
+        name: Run(kept["budget"], [_record(r) for r in kept["results"]])
+        for name, kept in json.loads(file.read_text()).items()
+    }
 
 
-def save(file: Path, budget: dict[str, Any], results: list[ChainResult]) -> None:
+def _record(kept: dict[str, Any]) -> ChainResult:
+    return ChainResult(**{**kept, "takeover": tuple(kept["takeover"])})
+
+
+def add(known: Run | None, out: Path) -> Run:
+    """What is finished in `out`, beside what is known of the same budget."""
+    budget = json.loads((out / "budget.json").read_text())["budget"]
+    of_old = known.results if known is not None and known.budget == budget else []
+    return Run(budget, merge(of_old, read_runs(out, budget["iterations"])))
+
+
+def save(file: Path, runs: dict[str, Run]) -> None:
     """One line for each record, so that a difference between two versions can be read."""
-    lines = ",\n".join(json.dumps(asdict(result)) for result in results)
-    file.write_text(f'{{"budget": {json.dumps(budget)},\n"results": [\n{lines}\n]}}\n')
+    parts = []
+    for name, run in runs.items():
+        lines = ",\n".join(json.dumps(asdict(result)) for result in run.results)
+        parts.append(f'{json.dumps(name)}: {{"budget": {json.dumps(run.budget)},\n"results": [\n{lines}\n]}}')
+    file.write_text("{" + ",\n".join(parts) + "}\n")

@@ -160,6 +160,33 @@ def test_real_time_with_the_expert_and_nothing_commands(start_node, tmp_path):
     assert numbers["recorded_chunks"]["identical"] == numbers["proposals"] == len(read_episode(bag).chunks)
 
 
+def test_configured_again_the_node_begins_anew(ros_domain, tmp_path):
+    """Nothing of a play that was stopped remains: no publisher, no result that would end the next one, no question."""
+    from aloe_policy.nodes.replay_node import ReplayNode
+
+    bag = rig.record(tmp_path / "bags", "scripted", seconds=0.3)
+    rclpy.init(args=["--ros-args", "-p", f"bag:={bag}", "-p", "autostart:=false"])
+    node = ReplayNode()
+    own = list(node.publishers)
+    try:
+        node.configure()
+        played = {p.topic_name for p in node.publishers} - {p.topic_name for p in own}
+        assert {"/clock", "/joint_states", f"/{topics.CHUNK_REQUEST}"} <= played
+        node.activate()
+        node._asked[1] = 0
+        node.deactivate()
+        assert node._result == 1  # stopped while it waited for a policy
+        node.cleanup()
+        assert list(node.publishers) == own
+        node.configure(), node.activate()
+        assert node._result is None
+        assert node._asked == {}
+        node.deactivate(), node.cleanup()
+    finally:
+        node.destroy_node()
+        rclpy.shutdown()
+
+
 @pytest.mark.slow
 def test_a_bag_of_ros_itself(start_node, tmp_path):
     """Without recorded requests: asked at the same ticks, from the same observations, as without ROS."""

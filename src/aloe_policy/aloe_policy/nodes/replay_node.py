@@ -59,14 +59,17 @@ class ReplayNode(ManagedNode):
         self._playback: Playback | None = None
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forgets what an earlier play of the bag has asked and heard."""
         self._stopping = False
         self._result: int | None = None
         self._policy_ready = False
         self._additions: list[Addition] = []
         self._asked: dict[int, int] = {}  # request id -> its time in the bag [ns]
-        self._judged: dict[
-            tuple[str, int], int
-        ] = {}  # (topic of the value, chunk id) -> time of the chunk in the bag [ns]
+        # (topic of the value, chunk id) -> time of the chunk in the bag [ns]
+        self._judged: dict[tuple[str, int], int] = {}
         self._questions_of: dict[tuple[str, int], tuple[Publisher, Any]] = {}  # what asks for an answer, by that answer
         self._answered: set[tuple[str, int, int]] = set()  # (topic, number, stamp) of every answer
         self._said_at = 0.0  # wall time at which the bag or a question was last played
@@ -78,7 +81,6 @@ class ReplayNode(ManagedNode):
             raise AloeError("parameter 'bag': name the folder of the bag to replay")
         self.robot = load_robot(value("robot"))
         self._bag, self._max_wait = Path(value("bag")), value("max_wait")
-        self._pace = Pace(value("rate"))
         self._target = Path(value("output")) / self._bag.resolve().name if value("output") else None
         if self._target is not None and self._target.exists():
             raise AloeError(f"{self._target} exists already; bags are never overwritten, choose another output folder")
@@ -86,7 +88,6 @@ class ReplayNode(ManagedNode):
         self._info = episode_info(self._bag, storage.custom_data, self.robot.name, self.robot.hash)
         storage.close()
         self._playback = Playback(self._bag, self.robot)
-        self._questions = Questions(value("every"), self.robot.control_dt_ns, set(self._playback.images))
         self._clock_pub = self.create_publisher(ClockMsg, "/clock", 10)
         self._publishers_of = {
             t.recorded: self.create_publisher(ros_class(t.type), t.played, _profile(t.qos, value("reliable")))
@@ -98,6 +99,11 @@ class ReplayNode(ManagedNode):
         )
 
     def activate(self) -> None:
+        assert self._playback is not None
+        self._begin()
+        self._pace = Pace(self.get_parameter("rate").value)
+        every = self.get_parameter("every").value
+        self._questions = Questions(every, self.robot.control_dt_ns, set(self._playback.images))
         self._owned = [
             self.create_subscription(PolicyStatus, topics.POLICY_STATUS, self._on_status, LATCHED),
             self.create_subscription(ActionChunk, CHUNK, self._on_chunk, 100),
@@ -107,7 +113,6 @@ class ReplayNode(ManagedNode):
             ),
             self.create_timer(0.1, self._end, clock=Clock(clock_type=ClockType.STEADY_TIME)),
         ]
-        self._stopping = False
         self._thread = threading.Thread(target=self._run, name="playback", daemon=True)
         self._thread.start()
 
@@ -126,6 +131,8 @@ class ReplayNode(ManagedNode):
         if self._playback is not None:
             self._playback.close()
             self._playback = None
+            for publisher in {self._clock_pub, self._request_pub, *self._publishers_of.values()}:
+                self.destroy_publisher(publisher)
 
     # Called by the executor.
 
