@@ -101,7 +101,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "slow": {"operator": "slow"},
     "unsteady": {"operator": "unsteady"},
     "clumsy": {"operator": "clumsy"},
-    "insertion": {"task": "insertion", "demonstrations": 20, "time_limit": 24.0},
+    "insertion": {"task": "insertion", "demonstrations": 50, "time_limit": 24.0},
 }
 OF_THE_HUMAN = {"operator", "time_limit"}  # fields of `Budget` that demonstrations and cloned policy do not depend on
 

@@ -64,6 +64,8 @@ class Row:
     per_hour: np.ndarray  # [seeds], successes per hour of robot time; NaN: not kept of an earlier run
     takeover: np.ndarray  # [seeds, iterations], share of episodes with a take-over
     effective: np.ndarray  # [seeds], share of all samples left by the weights of the last iteration [%]; NaN: none
+    success_s: np.ndarray  # [seeds], mean robot time of a success [s]; NaN: none, or not kept
+    timeout: np.ndarray  # [seeds], [%] of the evaluation episodes that ended at the time limit
 
 
 def interval(values: np.ndarray) -> str:
@@ -85,7 +87,7 @@ def make_row(name: str, results: list[ChainResult], iterations: int) -> Row | No
         np.array([r.success for r in mine]),
         np.array([np.nan if r.successes_per_hour is None else r.successes_per_hour for r in mine]),
         np.array([[*r.takeover, *[np.nan] * (iterations - len(r.takeover))] for r in mine]),
-        np.array([np.nan if r.effective is None else r.effective for r in mine]),
+        *(np.array([getattr(r, key) for r in mine], float) for key in ("effective", "success_s", "timeout")),
     )
 
 
@@ -104,7 +106,7 @@ def table(rows: list[Row], references: dict[str, Row | None]) -> str:
     head = (
         *("method", "seeds", "success [%]", "successes per hour"),
         *(f"against {name}, same seeds [points]" for name in references),
-        *("take-over by iteration [%]", "data left by the weights [%]"),
+        *("take-over by iteration [%]", "data left by the weights [%]", "a success takes [s]", "time-outs [%]"),
     )
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
@@ -116,7 +118,10 @@ def table(rows: list[Row], references: dict[str, Row | None]) -> str:
             "-" if np.isnan(row.per_hour).any() else interval(row.per_hour),
             *(paired(row, reference) for reference in references.values()),
             rates,
-            "-" if np.isnan(row.effective).any() else f"{row.effective.mean():.0f}",
+            *(
+                "-" if np.isnan(values).any() else f"{values.mean():.{digits}f}"
+                for values, digits in ((row.effective, 0), (row.success_s, 1), (row.timeout, 0))
+            ),
         )
         lines.append("| " + " | ".join(str(c) for c in cells) + " |")
     return "\n".join(lines)

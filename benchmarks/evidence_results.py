@@ -9,6 +9,7 @@ from typing import Any
 
 from evidence import VARIANTS
 
+from aloe_core.robot import load_robot
 from aloe_critic.metrics import METRICS_FILE
 
 
@@ -22,6 +23,8 @@ class ChainResult:
     successes_per_hour: float | None  # of robot time; None, and no take-overs: not kept of an earlier run
     takeover: tuple[float, ...]  # [%] of the episodes with the human, by iteration
     effective: float | None  # share of all samples left by the weights of the last iteration [%]
+    success_s: float | None = None  # mean robot time of a successful evaluation episode [s]
+    timeout: float | None = None  # [%] of the evaluation episodes that ended at the time limit
 
 
 def read_runs(out: Path, iterations: int) -> list[ChainResult]:
@@ -48,7 +51,15 @@ def _read(base: Path, row: str, iterations: int) -> ChainResult | None:
         evaluation["successes_per_hour"],
         tuple(takeover),
         _effective_share(run / f"{iterations:03d}" / METRICS_FILE),
+        _success_time(evaluation),
+        100 * evaluation["failures"]["timeout"] / evaluation["n"],
     )
+
+
+def _success_time(evaluation: dict[str, Any]) -> float | None:
+    """Mean robot time of a success [s]; None: there is none."""
+    steps = [e["steps"] for e in evaluation["episodes"] if e["outcome"] == "success"]
+    return sum(steps) / len(steps) / load_robot(evaluation["robot"]).control_rate_hz if steps else None
 
 
 def _effective_share(metrics: Path) -> float | None:
