@@ -61,10 +61,10 @@ class Row:
     name: str
     seeds: tuple[int, ...]
     success: np.ndarray  # [seeds], share of the evaluation episodes
-    per_hour: np.ndarray  # [seeds], successes per hour of robot time; NaN: not kept of an earlier run
+    per_hour: np.ndarray  # [seeds], successes per hour of robot time
     takeover: np.ndarray  # [seeds, iterations], share of episodes with a take-over
     effective: np.ndarray  # [seeds], share of all samples left by the weights of the last iteration [%]; NaN: none
-    success_s: np.ndarray  # [seeds], mean robot time of a success [s]; NaN: none, or not kept
+    success_s: np.ndarray  # [seeds], mean robot time of a success [s]; NaN: none
     timeout: np.ndarray  # [seeds], [%] of the evaluation episodes that ended at the time limit
 
 
@@ -85,7 +85,7 @@ def make_row(name: str, results: list[ChainResult], iterations: int) -> Row | No
         name,
         tuple(r.seed for r in mine),
         np.array([r.success for r in mine]),
-        np.array([np.nan if r.successes_per_hour is None else r.successes_per_hour for r in mine]),
+        np.array([r.successes_per_hour for r in mine]),
         np.array([[*r.takeover, *[np.nan] * (iterations - len(r.takeover))] for r in mine]),
         *(np.array([getattr(r, key) for r in mine], float) for key in ("effective", "success_s", "timeout")),
     )
@@ -115,7 +115,7 @@ def table(rows: list[Row], references: dict[str, Row | None]) -> str:
             NAMES.get(row.name, row.name),
             len(row.seeds),
             interval(row.success),
-            "-" if np.isnan(row.per_hour).any() else interval(row.per_hour),
+            interval(row.per_hour),
             *(paired(row, reference) for reference in references.values()),
             rates,
             *(
@@ -202,6 +202,7 @@ def main(out: Path = Path("runs/evidence"), docs: Path = DOCS) -> None:
         raise SystemExit(f"evidence: nothing is finished in {out}; run benchmarks/evidence.py first")
     save(docs / "evidence.json", runs)
     rows = rows_of(runs["main"])
+    references = {"ALOE": rows.get("aloe"), **_references(rows)}
     leading = ("bc", *MAIN, "aloe+best")
     main_rows = [rows[name] for name in leading if name in rows]
     others = [row for name, row in rows.items() if name not in leading]
@@ -209,15 +210,17 @@ def main(out: Path = Path("runs/evidence"), docs: Path = DOCS) -> None:
     plot(main_rows + others, docs / "images" / "evidence.png")
     parts = [
         "# Evidence",
-        f"Made by `make evidence`, on a machine with {os.cpu_count()} cores and no GPU. {describe(runs['main'].budget)}",
+        f"Made on a machine with {os.cpu_count()} cores and no GPU: the first table by `make evidence`, the others by "
+        "`benchmarks/evidence.py` with `--variants` and `--setting`, then `benchmarks/evidence_report.py`. "
+        f"{describe(runs['main'].budget)}",
         "A row's interval is that of its mean over seeds (95 %, Student's t); with one or two seeds the values are given instead, and say little: 100 episodes "
         "alone leave about 9 points open. Columns of differences compare seed by seed. *Data left*: effective sample "
         "size of the last iteration's weights, as a share of all its samples.",
         "![Success by method](images/evidence.png)",
-        table(main_rows, _references(rows)),
+        table(main_rows, references),
     ]
     if others:
-        parts += ["## Ablations and relatives", table(others, {"ALOE": rows.get("aloe"), **_references(rows)})]
+        parts += ["## Ablations and relatives", table(others, references)]
     parts += settings(runs)
     parts += ["## Seed by seed", by_seed(main_rows + others)]
     if FINDINGS.exists():

@@ -20,11 +20,11 @@ class ChainResult:
     row: str  # a name in VARIANTS, "bc", or a name with "+best": acting with the best of several chunks
     seed: int
     success: float  # [%] of the evaluation episodes
-    successes_per_hour: float | None  # of robot time; None, and no take-overs: not kept of an earlier run
+    successes_per_hour: float  # of robot time
     takeover: tuple[float, ...]  # [%] of the episodes with the human, by iteration
     effective: float | None  # share of all samples left by the weights of the last iteration [%]
-    success_s: float | None = None  # mean robot time of a successful evaluation episode [s]
-    timeout: float | None = None  # [%] of the evaluation episodes that ended at the time limit
+    success_s: float | None  # mean robot time of a successful evaluation episode [s]; None: there is none
+    timeout: float  # [%] of the evaluation episodes that ended at the time limit
 
 
 def read_runs(out: Path, iterations: int) -> list[ChainResult]:

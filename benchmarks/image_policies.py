@@ -1,7 +1,7 @@
-"""How many demonstrations does a policy with cameras need, and what limits it? The table of docs/policy.md.
+"""How many demonstrations does a policy with cameras need, and what limits it? A table for docs/policy.md.
 
     python benchmarks/image_policies.py                # records, trains, judges; resumes
-    python benchmarks/image_policies.py --report       # the table of whatever is finished
+    python benchmarks/image_policies.py --report-only  # the table of whatever is finished
 
 Every number of demonstrations gives two policies, one that looks through the cameras and one that is told where the object is: what lies between them is
 the price of seeing. The one with cameras is also judged on the resets of its own demonstrations: what lies between those and new ones is memory. The frozen
@@ -125,7 +125,7 @@ def report(out: Path) -> str:
             "resets of the demonstrations [%]",
             "told where: new resets [%]",
         ),
-        *("place out of the features, median and 90 % [mm]", "training with cameras [min]"),
+        *("place out of the features, median and 90 % (median without looking) [mm]", "training with cameras [min]"),
     )
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     reading = 0.0
@@ -140,7 +140,7 @@ def report(out: Path) -> str:
         reading += found["read"]["wall_s"]
         minutes = json.loads(trained.read_text())["wall_s"] / 60
         rates = [share(found[n]["rollouts"]) for n in ("image_new", "image_own", "state_new")]
-        place = f"{found['place']['median_mm']:.1f}, {found['place']['p90_mm']:.1f}"
+        place = "{median_mm:.1f}, {p90_mm:.1f} ({blind_median_mm:.0f})".format(**found["place"])
         lines.append(
             f"| {count} | {' | '.join(rates)} | {place} | {minutes:.1f}, after {reading / 60:.1f} of reading |"
         )
