@@ -50,9 +50,8 @@ class EpisodeClient(Node):
     def __init__(self, namespace: str = "/") -> None:
         super().__init__("episode_client", namespace=namespace)
         self._ended: dict[str, EpisodeEvent] = {}  # episode -> the first event that says it is over
-        self._announced: tuple[str, float] | None = (
-            None  # episode that was STARTED since a start was asked for, and when
-        )
+        self._announced: EpisodeEvent | None = None  # the last STARTED since a start was asked for ..
+        self._announced_s = 0.0  # .. and when it came, wall time [s]
         self._recorder: RecorderStatus | None = None
         self._steps = self._interventions = self._human_ticks = 0
         self._first_ns = self._last_ns = 0
