@@ -2,7 +2,6 @@
 """The learner is killed in the middle of an improvement, a camera in the middle of an episode: everything else goes on, a restart is all it takes."""
 
 import json
-import time
 
 import cv2
 import numpy as np
@@ -16,6 +15,7 @@ rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
 from pathlib import Path
 
 from fault_graph import LATCHED, Graph
+from learner_peer import meet
 from rclpy.action import ActionClient
 
 from aloe_core import topics
@@ -70,18 +70,13 @@ def learning(start_node, tmp_path):
 
 def ask(graph):
     """The handle of a goal to improve, once it is accepted."""
-    sent: list = []
-
-    def accepted():
-        """Asks again every other second: DDS goes on believing in a killed server for a while, and what is sent to that one is lost."""
-        if graph.improve.server_is_ready() and time.monotonic() > began + 2 * len(sent):
-            hear = lambda m: graph.feedback.append(m.feedback)  # noqa: E731
-            sent.append(graph.improve.send_goal_async(ImprovePolicy.Goal(), feedback_callback=hear))
-        return next((f.result() for f in sent if f.done() and f.result().accepted), None)
-
-    began = time.monotonic()
-    graph.until(accepted, "the learner accepts")
-    return accepted()
+    meet(graph.improve, lambda condition: graph.until(condition, "the learner answers"))
+    sent = graph.improve.send_goal_async(
+        ImprovePolicy.Goal(), feedback_callback=lambda m: graph.feedback.append(m.feedback)
+    )
+    graph.until(sent.done, "the learner takes the goal")
+    assert sent.result().accepted
+    return sent.result()
 
 
 def uninterrupted(graph, bag: Path):

@@ -4,6 +4,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from aloe_core.synthetic import SyntheticEpisode
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
 
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
+from learner_peer import meet  # noqa: E402
 from lifecycle_msgs.msg import Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState  # noqa: E402
 from rclpy.action import ActionClient  # noqa: E402
@@ -67,7 +69,7 @@ def graph(ros_domain, tmp_path, start_node):
     node = rclpy.create_node("listener")
     node.learner, node.folder = learner, tmp_path
     node.improve = ActionClient(node, ImprovePolicy, topics.IMPROVE)
-    meet(node)
+    meet(node.improve, partial(spin_until, node))
     yield node
     node.destroy_node()
     rclpy.shutdown()
@@ -78,27 +80,6 @@ def spin_until(node, condition, timeout=200.0):
     while not condition():
         assert time.monotonic() < deadline, "nothing came in time"
         rclpy.spin_once(node, timeout_sec=0.05)
-
-
-def meet(node):
-    """Gives the learner goals that it refuses until it has answered: what is said before two nodes have discovered each other is lost, also an answer."""
-    spin_until(node, node.improve.server_is_ready)
-    handle = insist(node, lambda: node.improve.send_goal_async(ImprovePolicy.Goal(method="ppo")))
-    result = insist(node, handle.get_result_async).result
-    assert result.error_code == ImprovePolicy.Goal.BAD_REQUEST
-
-
-def insist(node, ask):
-    """What is answered to the first, or to a later, of several times asked."""
-    asked, began = [], time.monotonic()
-
-    def answered():
-        if time.monotonic() > began + 5 * len(asked):
-            asked.append(ask())
-        return any(a.done() for a in asked)
-
-    spin_until(node, answered)
-    return next(a.result() for a in asked if a.done())
 
 
 def improve(node, goal, on_feedback=lambda feedback: None):
