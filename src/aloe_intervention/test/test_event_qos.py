@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from types import SimpleNamespace
 
@@ -126,6 +127,29 @@ def test_a_start_whose_answer_was_lost_is_known_by_its_event(ros_domain, monkeyp
         monkeypatch.setattr(client._start, "call_async", start)
         result = client.run("transfer_cube", seed=3, time_limit=0.0, timeout_s=20.0, recorded=False)
         assert (result.episode_id, result.outcome, result.steps) == ("ours", 1, 3)
+
+
+def test_an_interrupt_waits_for_what_it_comes_in_the_middle_of(ros_domain):
+    """Raised there, rclpy's conversion of a message made a `RuntimeError` of it, and the episode was not stopped."""
+    with node_here(EpisodeClient) as client:
+        before = signal.signal(signal.SIGINT, client.interrupt)
+        through = []
+
+        def convert():
+            signal.raise_signal(signal.SIGINT)
+            through.append(True)
+
+        timer = client.create_timer(0.01, convert)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                client._spin(lambda: False, 20.0, "the interrupt")
+            assert through == [True]
+            with pytest.raises(KeyboardInterrupt):  # and no episode is begun after it
+                client.run("transfer_cube", seed=3, time_limit=0.0, timeout_s=20.0, recorded=False)
+            assert client.stop() == ""
+        finally:
+            timer.cancel()
+            signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("kind", [EpisodeEvent.STOPPED, EpisodeEvent.LABELLED, EpisodeEvent.DISCARDED])

@@ -56,7 +56,7 @@ class EpisodeClient(Node):
         self._steps = self._interventions = self._human_ticks = 0
         self._first_ns = self._last_ns = 0
         self._running = ""
-        self._sending = self._interrupted = False
+        self._interrupted = False
         self._starting: Future | None = None  # answer to the latest start that was asked for
         self.create_subscription(EpisodeEvent, topics.EPISODE_EVENT, self._on_event, EVENTS)
         self.create_subscription(RecorderStatus, topics.RECORDER_STATUS, self._on_recorder, LATCHED)
@@ -66,10 +66,13 @@ class EpisodeClient(Node):
 
     def wait_until_ready(self, timeout_s: float) -> None:
         """Waits for `episode_node`; raises `AloeError` after `timeout_s` [s] of wall time."""
-        if not self._start.wait_for_service(timeout_s):
-            raise AloeError(
-                f"no episode_node answers on service '{topics.START_EPISODE}' after {timeout_s:.0f} s; is the robot launched?"
-            )
+        began = time.monotonic()
+        while not self._start.wait_for_service(0.25):
+            self._heed()
+            if time.monotonic() - began > timeout_s:
+                raise AloeError(
+                    f"no episode_node answers on service '{topics.START_EPISODE}' after {timeout_s:.0f} s; is the robot launched?"
+                )
 
     def run(
         self,
@@ -144,13 +147,10 @@ class EpisodeClient(Node):
         )
 
     def _ask_start(self, request: StartEpisode.Request) -> Future:
-        """Sends a start; an interrupt in the middle of that waits, for nobody would know then whose episode is running."""
-        self._sending, self._announced = True, None
-        future = self._starting = self._start.call_async(request)
-        self._sending = False
-        if self._interrupted:
-            raise KeyboardInterrupt
-        return future
+        self._heed()
+        self._announced = None
+        self._starting = self._start.call_async(request)
+        return self._starting
 
     def _answer_is_lost(self, request: StartEpisode.Request) -> bool:
         """Whether the episode was announced some time ago; DDS loses an answer that is sent before both nodes have discovered each other."""
@@ -161,9 +161,12 @@ class EpisodeClient(Node):
         return ours and time.monotonic() - self._announced_s > ANSWER_TIMEOUT
 
     def interrupt(self, signum: int, frame: object) -> None:
-        """Handler of SIGINT and SIGTERM."""
+        """Handler of SIGINT and SIGTERM. An exception from here could end up in the middle of a request, or in rclpy, which makes another one of it."""
         self._interrupted = True
-        if not self._sending:
+
+    def _heed(self) -> None:
+        """Raises `KeyboardInterrupt` if there was an interrupt."""
+        if self._interrupted:
             raise KeyboardInterrupt
 
     def stop(self) -> str:
@@ -189,6 +192,7 @@ class EpisodeClient(Node):
         seen, since = -1, time.monotonic()
         while not done():
             rclpy.spin_once(self, timeout_sec=0.1)
+            self._heed()
             if self._steps != seen:
                 seen, since = self._steps, time.monotonic()
             if time.monotonic() - since > timeout_s:
