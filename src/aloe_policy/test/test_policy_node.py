@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,11 +57,15 @@ class Robot:
     def _on_status(self, message) -> None:
         self.status = message
 
-    def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + WAIT
+    def until(self, condition: Callable[[], bool], repeat: Callable[[], None] = lambda: None) -> None:
+        """Waits; `repeat` says again, now and then, what a best-effort subscription may have missed before it had discovered this side."""
+        deadline, turn = time.monotonic() + WAIT, 0
         while not condition():
             assert time.monotonic() < deadline, f"timed out; status: {self.status}"
             rclpy.spin_once(self.node, timeout_sec=0.05)
+            turn += 1
+            if turn % 20 == 0:
+                repeat()
 
     def observe(self, stamp_ns: int) -> Observation:
         """Publishes joints and task state of an instant; the observation they make."""
@@ -266,15 +271,21 @@ def test_diagnostics_tell_how_stale_the_data_of_a_chunk_were(robot: Robot, start
         for number, (image_ms, wait_ms) in enumerate(((15, 250), (5, 60)), start=1):
             stamp = number * 1_000_000_000
             now = stamp + wait_ms * 1_000_000
-            clock.publish(Clock(clock=time_msg(ros_make, now)))
-            robot.until(lambda now=now: bool(told) and told[-1]["now"] == str(now))
+            tell = partial(clock.publish, Clock(clock=time_msg(ros_make, now)))
+            tell()
+            robot.until(lambda now=now: bool(told) and told[-1]["now"] == str(now), repeat=tell)
             if number == 1:
                 assert "observation_age_s" not in told[-1]
             jpeg = SyntheticEpisode(ROBOT).jpeg("overhead", number)
-            images.publish(compressed_image_msg(ros_make, stamp - image_ms * 1_000_000, "overhead", jpeg))
-            robot.observe(stamp)
+            image = compressed_image_msg(ros_make, stamp - image_ms * 1_000_000, "overhead", jpeg)
+
+            def show(image=image, stamp=stamp) -> None:
+                images.publish(image)
+                robot.observe(stamp)
+
+            show()
             robot.request(stamp, number)
-            robot.until(lambda number=number: told[-1]["chunks"] == str(number))
+            robot.until(lambda number=number: told[-1]["chunks"] == str(number), repeat=show)
             assert told[-1]["name"] == "policy_node"
             assert float(told[-1]["image_age_s"]) == pytest.approx(image_ms / 1000)
             assert float(told[-1]["observation_age_s"]) == pytest.approx(wait_ms / 1000)
