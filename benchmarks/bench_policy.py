@@ -164,10 +164,15 @@ def _observation(policy: FlowPolicy) -> Observation:
 
 
 def _times(*alternatives: Callable[[], object], calls: int = CALLS) -> np.ndarray:
-    """Wall times `[alternatives, calls]` [s], taken in turns after a warm-up, so that other load on the machine hits all alike."""
+    """Wall times `[alternatives, calls]` [s], taken in turns after a warm-up, so that other load on the machine hits all alike.
+
+    A turn is two calls, the second counts: the first brings the weights back to the core it runs on. Without that, whatever follows a call in another
+    thread pays for the cold cache, and whatever follows that does not.
+    """
     times = np.empty((len(alternatives), calls))
     for k in range(-WARM_UP, calls):
         for number, call in enumerate(alternatives):
+            call()
             began = time.perf_counter()
             call()
             if k >= 0:

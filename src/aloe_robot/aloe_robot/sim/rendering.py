@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import platform
 import weakref
 
@@ -32,6 +33,8 @@ class CameraRenderer:
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._finalizer = weakref.finalize(self, _free, self._gl, self._context)
+        self._finalizer.atexit = False  # weakref's turn may come after that of mujoco.egl, which ends EGL as a whole
+        atexit.register(self._finalizer)  # what is registered after mujoco.egl was imported comes before it
 
     def render(self, data: mujoco.MjData, camera: str, width: int, height: int) -> np.ndarray:
         """RGB image of a camera, uint8 `[height, width, 3]`.
@@ -60,6 +63,7 @@ class CameraRenderer:
     def close(self) -> None:
         """Frees the OpenGL context; calling it twice is harmless."""
         self._finalizer()
+        atexit.unregister(self._finalizer)
 
 
 def _gl_context(width: int, height: int) -> mujoco.GLContext:
