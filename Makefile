@@ -9,7 +9,7 @@ HOURS ?= 8
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz bench soak evidence lint format docs lock clean
+.PHONY: help setup demo test lerobot fuzz bench soak evidence lint format docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
@@ -22,6 +22,9 @@ demo: setup ## run the loop on a simulated robot and print a summary
 
 test: setup ## run the tests (PYTEST_ARGS="-k supervisor" chooses)
 	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS)
+
+lerobot: ## run the tests of the bridges to LeRobot with LeRobot itself (Python 3.12 or newer, 6 GB)
+	@scripts/test_lerobot $(PYTEST_ARGS)
 
 fuzz: setup ## give every reader of files and frames wrong inputs (INPUTS=10000 each, FUZZ="mcap robot" chooses)
 	@$(PYTHON_BIN) src/aloe_critic/test/fuzz.py --inputs $(INPUTS) $(FUZZ)

@@ -165,7 +165,7 @@ def test_the_registry_finds_it(tmp_path: Path) -> None:
             pytest.skip("aloe_policy is not installed in this environment, so it has no entry points")
         raise
     assert acting.uses_task_state
-    with pytest.raises(AloeError, match="needs 7 numbers of object state"):
+    with pytest.raises(AloeError, match="needs an object state of 7 numbers, the observation has none"):
         acting.propose(Observation(0, np.zeros(A, np.float32)), request_generator(0, "e", 1))
 
 

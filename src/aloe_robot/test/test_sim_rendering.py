@@ -85,7 +85,9 @@ def test_impossible_images_are_named(env, arguments, sentence):
         env.render(*arguments)
 
 
-@pytest.mark.parametrize("before", ["", "import weakref; weakref.finalize(type, print); "], ids=["alone", "after another"])
+@pytest.mark.parametrize(
+    "before", ["", "import weakref; weakref.finalize(type, print); "], ids=["alone", "after another"]
+)
 def test_rendering_leaves_nothing_to_complain_about_at_exit(before):
     """Also where somebody else had a finaliser first, as in the processes of `aloe rollout --jobs`."""
     program = "from aloe_robot.sim import SimEnv; env = SimEnv('transfer_cube'); env.render('front', 32, 32)"
