@@ -2,7 +2,8 @@
 
 Baselines: 300 s/GB is what users of other stacks ask for (our goal is 60); random chunks, in the same run, against the same images decoded straight from
 the bags, and against the same episodes as a LeRobotDataset (written by `to_lerobot`): through LeRobot itself where it is installed, and in any case from the
-dataset's own files with nothing in between, open videos and actions in memory, which is the least that any reader of it can cost.
+dataset's own files with nothing in between, open videos and actions in memory, which is the least that any reader of it can cost. LeRobot decodes by PyAV
+here and gives its images in full size. It is installed by `make lerobot`; then `.venv-lerobot/bin/python benchmarks/run.py replay`, as for the numbers below.
 """
 
 from __future__ import annotations
