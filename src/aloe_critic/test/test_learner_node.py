@@ -18,6 +18,7 @@ from aloe_core.synthetic import SyntheticEpisode
 
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
 
+from action_msgs.msg import GoalStatus, GoalStatusArray  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
 from learner_peer import meet  # noqa: E402
 from lifecycle_msgs.msg import Transition  # noqa: E402
@@ -174,6 +175,22 @@ def test_whoever_waits_for_a_learner_that_is_killed_is_told(graph, start_process
     graph.learner.send(signal.SIGKILL)
     assert waiting.wait(200.0) == 1  # DDS believes in a killed process for a while
     assert "the learner ended in the middle of it" in waiting.output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_an_interrupt_of_whoever_waits_cancels_the_improvement(graph, start_process):
+    statuses = []
+    topic = f"{topics.IMPROVE}/_action/status"
+    graph.create_subscription(
+        GoalStatusArray, topic, lambda m: statuses.extend(s.status for s in m.status_list), LATCHED
+    )
+    waiting = start_process([sys.executable, "-m", "aloe_core.cli", "learn", "--critic-steps", "100000"], name="learn")
+    waiting.wait_for("critic ...")
+    waiting.send(signal.SIGINT)
+    assert waiting.wait(60.0) == 130
+    assert "the learner stops; the next improvement goes on where this one was\naloe: interrupted" in waiting.output
+    spin_until(graph, lambda: GoalStatus.STATUS_CANCELED in statuses)
 
 
 @pytest.mark.slow

@@ -131,8 +131,7 @@ def test_a_start_whose_answer_was_lost_is_known_by_its_event(ros_domain, monkeyp
 
 def test_an_interrupt_waits_for_what_it_comes_in_the_middle_of(ros_domain):
     """Raised there, rclpy's conversion of a message made a `RuntimeError` of it, and the episode was not stopped."""
-    with node_here(EpisodeClient) as client:
-        before = signal.signal(signal.SIGINT, client.interrupt)
+    with node_here(EpisodeClient) as client, client.interrupt:
         through = []
 
         def convert():
@@ -149,7 +148,6 @@ def test_an_interrupt_waits_for_what_it_comes_in_the_middle_of(ros_domain):
             assert client.stop() == ""
         finally:
             timer.cancel()
-            signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("kind", [EpisodeEvent.STOPPED, EpisodeEvent.LABELLED, EpisodeEvent.DISCARDED])

@@ -41,6 +41,8 @@ def learn(
 ) -> int:
     """Let the learner of the launched robot improve the policy, and wait until the robot runs it.
 
+    Ctrl-C cancels the improvement; the next one goes on where it was.
+
     Args:
         method: as in `aloe improve`; empty: the learner's own.
         critic_steps: 0: the learner's own.
@@ -67,8 +69,8 @@ def learn(
             for line in quarters.lines(feedback.stage, feedback.step, feedback.total_steps, time.monotonic()):
                 print(line, flush=True)
 
-    done = learn_client.learn(method, critic_steps, actor_steps, show, namespace=namespace)
-    bar.close()
+    with bar:
+        done = learn_client.learn(method, critic_steps, actor_steps, show, namespace=namespace)
     if json is not None:
         json.parent.mkdir(parents=True, exist_ok=True)
         json.write_text(jsonlib.dumps(asdict(done), indent=2) + "\n")

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from action_msgs.msg import GoalStatus, GoalStatusArray
+from action_msgs.msg import GoalInfo, GoalStatus, GoalStatusArray
+from action_msgs.srv import CancelGoal
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
@@ -21,6 +22,7 @@ from unique_identifier_msgs.msg import UUID
 
 from aloe_core import topics
 from aloe_core.errors import AloeError
+from aloe_core.interrupt import Interrupt
 from aloe_msgs.action import ImprovePolicy
 from aloe_msgs.msg import PolicyStatus
 from aloe_robot.nodes.qos import LATCHED
@@ -55,36 +57,43 @@ def learn(
 ) -> Learned:
     """One improvement in ROS contexts of its own; zeros and an empty method leave the choice to the learner's configuration.
 
+    SIGINT and SIGTERM cancel it.
+
     Raises:
         AloeError: there is no learner, it failed (with its reason) or ended, or the robot did not take the new policy.
     """
     goal = ImprovePolicy.Goal(method=method, critic_steps=critic_steps, actor_steps=actor_steps)
     goal_id = UUID(uuid=np.frombuffer(uuid.uuid4().bytes, np.uint8))
     began, asked, taken = time.monotonic(), False, False
-    while True:
-        participant = _Participant(namespace, goal_id, on_feedback)
-        try:
-            if not (asked and participant.knows_goal()):
-                if taken:
-                    raise AloeError(ENDED)
-                asked = True
-                participant.send(goal, ready_timeout_s)
-            result = participant.result()
-            learned = time.monotonic()
-            participant.wait_for_reload(result.policy_version, reload_timeout_s)
-        except _Deaf:
-            taken = taken or participant.taken
-            continue
-        finally:
-            participant.close()
-        return Learned(
-            version=result.policy_version,
-            checkpoint=result.checkpoint_path,
-            episodes=result.episodes,
-            transitions=result.transitions,
-            learn_s=learned - began,
-            reload_s=time.monotonic() - learned,
-        )
+    with Interrupt() as interrupt:
+        while True:
+            participant = _Participant(namespace, goal_id, on_feedback, interrupt)
+            try:
+                if not (asked and participant.knows_goal()):
+                    if taken:
+                        raise AloeError(ENDED)
+                    asked = True
+                    participant.send(goal, ready_timeout_s)
+                result = participant.result()
+                learned = time.monotonic()
+                participant.wait_for_reload(result.policy_version, reload_timeout_s)
+            except _Deaf:
+                taken = taken or participant.taken
+                continue
+            except KeyboardInterrupt:
+                if asked and (said := participant.cancel()):
+                    print(said, flush=True)
+                raise
+            finally:
+                participant.close()
+            return Learned(
+                version=result.policy_version,
+                checkpoint=result.checkpoint_path,
+                episodes=result.episodes,
+                transitions=result.transitions,
+                learn_s=learned - began,
+                reload_s=time.monotonic() - learned,
+            )
 
 
 class _Deaf(Exception):
@@ -94,8 +103,14 @@ class _Deaf(Exception):
 class _Participant:
     """One participant of the graph that follows one goal."""
 
-    def __init__(self, namespace: str, goal_id: UUID, on_feedback: Callable[[ImprovePolicy.Feedback], None]) -> None:
-        self._goal_id, self._on_feedback = goal_id, on_feedback
+    def __init__(
+        self,
+        namespace: str,
+        goal_id: UUID,
+        on_feedback: Callable[[ImprovePolicy.Feedback], None],
+        interrupt: Interrupt,
+    ) -> None:
+        self._goal_id, self._on_feedback, self._interrupt = goal_id, on_feedback, interrupt
         self.taken = False  # whether the learner is known to have had the goal
         self._goals: dict[bytes, int] | None = None  # those that the learner knows, and their status
         self._policy = PolicyStatus()
@@ -110,6 +125,7 @@ class _Participant:
         self._status = node.resolve_topic_name(f"{action}/status")
         self._send = node.create_client(interface.SendGoalService, f"{action}/send_goal")
         self._result = node.create_client(interface.GetResultService, f"{action}/get_result")
+        self._cancel = node.create_client(interface.CancelGoalService, f"{action}/cancel_goal")
         node.create_subscription(GoalStatusArray, self._status, self._on_goals, LATCHED)
         node.create_subscription(interface.FeedbackMessage, f"{action}/feedback", self._on_progress, 10)
         node.create_subscription(PolicyStatus, topics.POLICY_STATUS, self._on_policy, LATCHED)
@@ -161,6 +177,16 @@ class _Participant:
             raise AloeError(f"the learner failed: {response.result.error_msg}")
         return response.result
 
+    def cancel(self) -> str:
+        """Has the learner give the goal up; what it says to that as one sentence, empty if it does not have the goal, or not any more."""
+        request = ImprovePolicy.Impl.CancelGoalService.Request(goal_info=GoalInfo(goal_id=self._goal_id))
+        answer = self._cancel.call_async(request)
+        self._executor.spin_until_future_complete(answer, ANSWER_TIMEOUT)
+        if not answer.done():
+            return f"the learner may go on with it: it has not answered within {ANSWER_TIMEOUT:.0f} s"
+        stops = answer.result().return_code == CancelGoal.Response.ERROR_NONE
+        return "the learner stops; the next improvement goes on where this one was" if stops else ""
+
     def wait_for_reload(self, version: str, timeout_s: float) -> None:
         """Waits for the robot to run a version."""
         ended = self._spin(lambda: version in (self._policy.version, self._policy.rejected_version), timeout_s)
@@ -196,6 +222,7 @@ class _Participant:
             if now - self._heard_s > SILENCE and self._learners():
                 raise _Deaf
             self._executor.spin_once(timeout_sec=min(0.1, end - now))
+            self._interrupt.heed()
         return True
 
     def _is_known(self) -> bool:

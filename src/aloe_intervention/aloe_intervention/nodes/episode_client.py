@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from rclpy.task import Future
 
 from aloe_core import topics
 from aloe_core.errors import AloeError
+from aloe_core.interrupt import Interrupt
 from aloe_core.messages import stamp_to_ns
 from aloe_core.vocabulary import Outcome, Termination
 from aloe_msgs.msg import ControlState, EpisodeEvent, RecorderStatus
@@ -56,7 +56,7 @@ class EpisodeClient(Node):
         self._steps = self._interventions = self._human_ticks = 0
         self._first_ns = self._last_ns = 0
         self._running = ""
-        self._interrupted = False
+        self.interrupt = Interrupt()
         self._starting: Future | None = None  # answer to the latest start that was asked for
         self.create_subscription(EpisodeEvent, topics.EPISODE_EVENT, self._on_event, EVENTS)
         self.create_subscription(RecorderStatus, topics.RECORDER_STATUS, self._on_recorder, LATCHED)
@@ -68,7 +68,7 @@ class EpisodeClient(Node):
         """Waits for `episode_node`; raises `AloeError` after `timeout_s` [s] of wall time."""
         began = time.monotonic()
         while not self._start.wait_for_service(0.25):
-            self._heed()
+            self.interrupt.heed()
             if time.monotonic() - began > timeout_s:
                 raise AloeError(
                     f"no episode_node answers on service '{topics.START_EPISODE}' after {timeout_s:.0f} s; is the robot launched?"
@@ -147,7 +147,7 @@ class EpisodeClient(Node):
         )
 
     def _ask_start(self, request: StartEpisode.Request) -> Future:
-        self._heed()
+        self.interrupt.heed()
         self._announced = None
         self._starting = self._start.call_async(request)
         return self._starting
@@ -159,15 +159,6 @@ class EpisodeClient(Node):
             return False
         ours = request.episode_id in ("", event.episode_id) and request.task in ("", event.task)
         return ours and time.monotonic() - self._announced_s > ANSWER_TIMEOUT
-
-    def interrupt(self, signum: int, frame: object) -> None:
-        """Handler of SIGINT and SIGTERM. An exception from here could end up in the middle of a request, or in rclpy, which makes another one of it."""
-        self._interrupted = True
-
-    def _heed(self) -> None:
-        """Raises `KeyboardInterrupt` if there was an interrupt."""
-        if self._interrupted:
-            raise KeyboardInterrupt
 
     def stop(self) -> str:
         """Stops the episode that `run` was interrupted in, unlabelled; what became of it as one sentence, empty if there was none."""
@@ -192,7 +183,7 @@ class EpisodeClient(Node):
         seen, since = -1, time.monotonic()
         while not done():
             rclpy.spin_once(self, timeout_sec=0.1)
-            self._heed()
+            self.interrupt.heed()
             if self._steps != seen:
                 seen, since = self._steps, time.monotonic()
             if time.monotonic() - since > timeout_s:
@@ -237,17 +228,15 @@ def run_episodes(
     with without_shared_memory():
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # rclpy's own would leave no graph to call in
         client = EpisodeClient(namespace)
-    before = {signum: signal.signal(signum, client.interrupt) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        client.wait_until_ready(timeout_s)
-        for seed, episode_id in wanted:
-            on_result(client.run(task, seed, time_limit, timeout_s, recorded, episode_id))
-    except KeyboardInterrupt:
-        if said := client.stop():
-            print(said, flush=True)
-        raise
-    finally:
-        client.destroy_node()
-        rclpy.try_shutdown()
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+    with client.interrupt:
+        try:
+            client.wait_until_ready(timeout_s)
+            for seed, episode_id in wanted:
+                on_result(client.run(task, seed, time_limit, timeout_s, recorded, episode_id))
+        except KeyboardInterrupt:
+            if said := client.stop():
+                print(said, flush=True)
+            raise
+        finally:
+            client.destroy_node()
+            rclpy.try_shutdown()
