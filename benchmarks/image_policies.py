@@ -22,6 +22,8 @@ import numpy as np
 import tyro
 from evidence import once
 
+from aloe_core.vocabulary import Outcome
+
 ROOT = Path(__file__).resolve().parent.parent
 FIRST = 200_000  # seed of the first demonstration; the policies are judged on seeds from 0
 COUNTS = (50, 100, 200)  # demonstrations
@@ -124,6 +126,7 @@ def report(out: Path) -> str:
             "cameras: new resets [%]",
             "resets of the demonstrations [%]",
             "told where: new resets [%]",
+            "resets on which both fail",
         ),
         *("place out of the features, median and 90 % (median without looking) [mm]", "training with cameras [min]"),
     )
@@ -140,9 +143,10 @@ def report(out: Path) -> str:
         reading += found["read"]["wall_s"]
         minutes = json.loads(trained.read_text())["wall_s"] / 60
         rates = [share(found[n]["rollouts"]) for n in ("image_new", "image_own", "state_new")]
+        missed = [failures(found[n]["rollouts"]) for n in ("image_new", "state_new")]
         place = "{median_mm:.1f}, {p90_mm:.1f} ({blind_median_mm:.0f})".format(**found["place"])
         lines.append(
-            f"| {count} | {' | '.join(rates)} | {place} | {minutes:.1f}, after {reading / 60:.1f} of reading |"
+            f"| {count} | {' | '.join(rates)} | {len(missed[0] & missed[1])} | {place} | {minutes:.1f}, after {reading / 60:.1f} of reading |"
         )
     return "\n".join(lines)
 
@@ -151,6 +155,11 @@ def share(rollouts: dict[str, Any]) -> str:
     """Successes with their 95 % interval."""
     low, high = rollouts["interval"]
     return f"{round(rollouts['success'] * rollouts['n'])}/{rollouts['n']} ({100 * low:.0f}-{100 * high:.0f} %)"
+
+
+def failures(rollouts: dict[str, Any]) -> set[int]:
+    """Seeds of the resets that were failed."""
+    return {episode["seed"] for episode in rollouts["episodes"] if episode["outcome"] != Outcome.SUCCESS.name.lower()}
 
 
 def main(out: Path = Path("runs/image_policies"), jobs: int = 2, report_only: bool = False) -> None:

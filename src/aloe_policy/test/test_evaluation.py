@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from random_policy import save_random_policy
 
 from aloe_core.cli import main
 from aloe_policy.evaluation import RolloutSpec, run_episodes, summarise
@@ -20,6 +21,14 @@ def test_the_number_of_processes_does_not_matter():
     robot_s = sum(r.steps for r in alone) * 0.02
     assert summary["real_time_factor"] == pytest.approx(robot_s / 2)
     assert summary["successes_per_hour"] == pytest.approx(3 * 3600 / robot_s)
+
+
+def test_an_episode_does_not_depend_on_those_before_it(tmp_path):
+    """A policy that draws its chunks at random; once its noise counted on with the requests of all episodes of a process."""
+    spec = RolloutSpec(str(save_random_policy(tmp_path / "policy")), time_limit=1.2)
+    after = list(run_episodes(spec, [3, 4]))[1]
+    (alone,) = run_episodes(spec, [4])
+    assert (after.max_jerk, after.rms_jerk) == (alone.max_jerk, alone.rms_jerk)
 
 
 def test_command_writes_what_it_prints(tmp_path, capsys):

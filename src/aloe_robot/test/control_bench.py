@@ -29,7 +29,7 @@ LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 def without_repeats(requests: list[ChunkRequest]) -> list[ChunkRequest]:
     """Each request once: one whose answer takes long is published again unchanged."""
-    return list({r.request_id: r for r in reversed(requests)}.values())[::-1]
+    return list({(r.episode_id, r.request_id): r for r in reversed(requests)}.values())[::-1]
 
 
 class Bench:

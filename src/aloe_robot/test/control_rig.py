@@ -43,7 +43,7 @@ class Rig:
         made = self.loop.observe(now, now, self.measured, teleop or {})
         self.requests += made
         for request_id in self.loop.due(now):
-            request = next(r for r in self.requests if r.request_id == request_id)
+            request = next(r for r in reversed(self.requests) if r.request_id == request_id)
             if self.answering:
                 self.loop.add_chunk(self.chunk(request), now)
             else:

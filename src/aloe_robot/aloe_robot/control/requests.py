@@ -36,9 +36,12 @@ class ChunkRequester:
         self.lost = 0  # requests without an answer in time, since the loop was made
 
     def start(self) -> None:
-        """A new episode, or none: forgets what is under way."""
-        if self._open is not None:
-            self._superseded.add(self._open.request.request_id)
+        """A new episode, or none: forgets what is under way, and counts from 1 again.
+
+        The policy's randomness is drawn for episode and request: counted on, an episode would depend on how many chunks the ones before it took.
+        """
+        self._next_id = 1
+        self._superseded.clear()
         self._open, self._asked, self._quiet_until_ns = None, False, 0
 
     @property
@@ -103,6 +106,8 @@ class ChunkRequester:
 
     def answer(self, chunk: ActionChunk, buffer: ChunkBuffer, now_ns: int) -> Refusal | None:
         """Hands a chunk to the buffer: an answer is executed when it is due, a chunk nobody asked for at once."""
+        if chunk.episode_id != buffer.episode_id:
+            return buffer.add(chunk, now_ns)  # which refuses it; its request has the number of another one here
         if chunk.request_id in self._superseded:
             return buffer.refuse(Refusal.SUPERSEDED)
         if self._open is None or chunk.request_id != self._open.request.request_id:
