@@ -128,27 +128,35 @@ def report(out: Path) -> str:
             "told where: new resets [%]",
             "resets on which both fail",
         ),
-        *("place out of the features, median and 90 % (median without looking) [mm]", "training with cameras [min]"),
+        *(
+            "place out of the features, median and 90 % (median without looking) [mm]",
+            "training with cameras [min]",
+            "when told",
+        ),
     )
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    reading = 0.0
+    reading, other = 0.0, 0
     for count in COUNTS:
         files = {
             name: out / f"{name}_{count}.json" for name in ("image_new", "image_own", "state_new", "place", "read")
         }
-        trained = out / f"image_{count}.json"
-        if not all(f.exists() for f in (*files.values(), trained)):
+        trained = [out / f"{kind}_{count}.json" for kind in ("image", "state")]
+        if not all(f.exists() for f in (*files.values(), *trained)):
             continue
         found = {name: json.loads(f.read_text()) for name, f in files.items()}
         reading += found["read"]["wall_s"]
-        minutes = json.loads(trained.read_text())["wall_s"] / 60
+        seeing, told = (json.loads(f.read_text())["wall_s"] / 60 for f in trained)
         rates = [share(found[n]["rollouts"]) for n in ("image_new", "image_own", "state_new")]
         missed = [failures(found[n]["rollouts"]) for n in ("image_new", "state_new")]
+        judged = [found[n]["rollouts"] for n in ("image_new", "image_own", "state_new")]
+        other += sum(
+            n for r in judged for outcome, n in r["failures"].items() if outcome != Outcome.TIMEOUT.name.lower()
+        )
         place = "{median_mm:.1f}, {p90_mm:.1f} ({blind_median_mm:.0f})".format(**found["place"])
         lines.append(
-            f"| {count} | {' | '.join(rates)} | {len(missed[0] & missed[1])} | {place} | {minutes:.1f}, after {reading / 60:.1f} of reading |"
+            f"| {count} | {' | '.join(rates)} | {len(missed[0] & missed[1])} | {place} | {seeing:.1f}, after {reading / 60:.1f} of reading | {told:.1f} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"Failed episodes that did not run out of time: {other}."])
 
 
 def share(rollouts: dict[str, Any]) -> str:

@@ -193,6 +193,18 @@ def test_an_interrupt_of_whoever_waits_cancels_the_improvement(graph, start_proc
     spin_until(graph, lambda: GoalStatus.STATUS_CANCELED in statuses)
 
 
+def test_an_interrupt_before_there_is_a_learner_has_nothing_to_cancel(ros_domain, monkeypatch, capsys):
+    class Participant(learn_client._Participant):
+        def send(self, goal, ready_timeout_s):
+            signal.raise_signal(signal.SIGINT)
+            super().send(goal, ready_timeout_s)
+
+    monkeypatch.setattr(learn_client, "_Participant", Participant)
+    with pytest.raises(KeyboardInterrupt):
+        learn_client.learn("", 0, 0, lambda feedback: None)
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_whoever_is_sent_nothing_joins_the_graph_anew(graph, monkeypatch):

@@ -178,7 +178,9 @@ class _Participant:
         return response.result
 
     def cancel(self) -> str:
-        """Has the learner give the goal up; what it says to that as one sentence, empty if it does not have the goal, or not any more."""
+        """Has the learner give the goal up; what it says to that as one sentence, empty if there is no learner, or it does not have the goal (any more)."""
+        if not self._cancel.service_is_ready():
+            return ""
         request = ImprovePolicy.Impl.CancelGoalService.Request(goal_info=GoalInfo(goal_id=self._goal_id))
         answer = self._cancel.call_async(request)
         self._executor.spin_until_future_complete(answer, ANSWER_TIMEOUT)
